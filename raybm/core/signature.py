@@ -1,0 +1,37 @@
+"""signature.json: what a model takes and gives. It stands beside the weights and is all that an engine knows of the task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from raybm.core.spec import Spec
+
+FILE = "signature.json"
+Protocol = Literal["generates", "embeds", "predicts"]
+
+
+class Signature(Spec):
+    problem: Literal["text_classification", "causal_lm", "embedding"]
+    protocols: tuple[Protocol, ...]
+    """Which of the engine protocols the model can answer."""
+    inputs: tuple[str, ...]
+    """Columns of a request row: ("text",) or ("messages", "prompt")."""
+    outputs: tuple[str, ...]
+    """Columns of an answer row: ("label", "score", "scores"), ("text",), ("embedding",)."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the logits."""
+    max_length: int = 512
+    """Longest input in tokens; for a language model, the context (prompt and answer)."""
+
+    def write(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps(self.canonical(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Signature | None:
+        """The folder's signature, or None where it has none (a model that raybm did not make: see models.infer_signature)."""
+        path = folder / FILE
+        if not path.exists():
+            return None
+        return cls.parse(json.loads(path.read_text(encoding="utf-8")), str(path))

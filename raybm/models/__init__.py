@@ -1,0 +1,1 @@
+"""Where a model comes from: references, the tokenizers trained for one, chat templates, conversion."""

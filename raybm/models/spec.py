@@ -1,0 +1,63 @@
+"""The `model:` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, PositiveInt
+
+from raybm.core.spec import Check, Spec
+
+SCHEMES = ("hub", "file", "s3", "package", "registry", "scratch")
+
+
+def check_reference(ref: str) -> str:
+    scheme, colon, rest = ref.partition(":")
+    if not colon or scheme not in SCHEMES or (not rest and scheme != "scratch"):
+        raise ValueError(
+            "should be hub:org/name@revision, file:path, s3://bucket/prefix, package:name, registry:name@alias-or-version, or scratch:model_type"
+        )
+    if scheme == "scratch" and not rest:
+        raise ValueError("should name a transformers model type, such as scratch:llama")
+    return ref
+
+
+Reference = Annotated[str, AfterValidator(check_reference)]
+
+
+class TokenizerSpec(Spec):
+    """A tokenizer trained on the job's own text (the training split)."""
+
+    train: Literal["wordpiece", "bpe", "unigram", "char"]
+    vocab_size: PositiveInt = 8000
+    lowercase: bool = False
+
+
+class ModelSpec(Spec):
+    """Which model the job starts from."""
+
+    ref: Reference
+    """hub:org/name@revision | file:path | s3://bucket/prefix | package:name | registry:name@alias-or-version | scratch:model_type"""
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Longest sequence in tokens; longer ones are cut (classification) or split (language model text)."""
+    config: dict[str, JsonValue] = {}
+    """Fields of the transformers config, for `scratch:` models (hidden_size, num_hidden_layers, ...)."""
+    tokenizer: TokenizerSpec | None = None
+    """Train a tokenizer on the job's text, for `scratch:` models. Default: the one that comes with the model."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("config", "ref"),
+            lambda config, ref: (f"{ref} brings its own config.", "Drop `model.config`, or start from `scratch:model_type`.")
+            if config and not ref.startswith("scratch:")
+            else None,
+        ),
+        Check(
+            ("tokenizer", "ref"),
+            lambda tokenizer, ref: ("a model from scratch needs a tokenizer.", "Add `tokenizer: {train: bpe, vocab_size: 8000}`.")
+            if ref.startswith("scratch:") and tokenizer is None
+            else ("a pretrained model's embeddings fit only its own tokenizer.", "Drop `model.tokenizer`.")
+            if tokenizer is not None and not ref.startswith("scratch:")
+            else None,
+        ),
+    )

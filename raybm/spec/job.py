@@ -1,0 +1,152 @@
+"""JobSpec: the sections of a job in life-cycle order, and the rules that hold between them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from raybm.core.spec import Check, Spec
+from raybm.data import SourceSpec, StepSpec
+from raybm.data.exact_dedup import ExactDedup
+from raybm.data.normalize import Normalize
+from raybm.models.spec import ModelSpec
+from raybm.spec.train import TrainSpec
+from raybm.tasks import TaskSpec
+
+
+class Resources(Spec):
+    """What the job asks of the cluster."""
+
+    workers: PositiveInt = 2
+    """Training ranks."""
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: NonNegativeFloat = 0.0
+    accelerator_type: str | None = None
+    """Ray's name of the accelerator, such as H100 or A100."""
+    placement_timeout_s: PositiveFloat = 600.0
+    """How long the job waits for its place (for nodes that the autoscaler starts) before it is refused."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("accelerator_type", "gpus_per_worker"),
+            lambda kind, gpus: (f"{kind} is asked for with no GPU.", "Set gpus_per_worker.") if kind and not gpus else None,
+        ),
+    )
+
+
+class Split(Spec):
+    """Shares dealt out by the digest of a row's content: the same row always lands in the same split."""
+
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("validation", "test"),
+            lambda validation, test: (f"validation and test take {validation + test:g} of the rows.", "Leave some for training.")
+            if validation + test >= 1
+            else None,
+        ),
+    )
+
+
+class DataSpec(Spec):
+    """From files to cleaned, split, tokenised rows."""
+
+    sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
+    steps: tuple[StepSpec, ...] = (Normalize(), ExactDedup())
+    """Cleaning, in this order."""
+    split: Split = Split()
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The job fails when more than this share of the rows cannot be used; fewer are kept aside in bad_rows.jsonl."""
+
+
+class EvaluateSpec(Spec):
+    """Scores on the test split (and on every `slice`)."""
+
+    batch: PositiveInt = 64
+    baseline: bool = True
+    """Score a linear TF-IDF model on the same split too (classification)."""
+
+
+def _comparison(rule: str) -> str:
+    if not re.fullmatch(r"\s*(>=|<=|>|<)\s*-?\d+(\.\d+)?([eE][-+]?\d+)?\s*", rule):
+        raise ValueError('should be a comparison with a number, such as ">= 0.80"')
+    return rule
+
+
+class PublishSpec(Spec):
+    """What becomes of a model that passed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Name in the registry. Default: the job's name."""
+    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] | None = None
+    """Alias that is moved to the new version, such as `prod`."""
+    gate: dict[str, Annotated[str, AfterValidator(_comparison)]] = {}
+    """Metric of the test split → comparison, such as `{macro_f1: ">= 0.80"}`; all must hold."""
+    license: str | None = None
+    """SPDX name for the model card. Default: that of the model it started from, where known."""
+
+
+class JobSpec(Spec):
+    """One job: from raw data to a published model. Sections stand in life-cycle order; stages without a section do not run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: NonNegativeInt = 17
+    storage: str = "~/.raybm"
+    """Where runs, artifacts and the registry live: a folder that all nodes see, or s3://bucket/prefix."""
+    resources: Resources = Resources()
+    task: TaskSpec
+    model: ModelSpec
+    data: DataSpec
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec | None = EvaluateSpec()
+    publish: PublishSpec | None = None
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(("train.global_batch", "train.micro_batch", "resources.workers"), lambda *values: _batches(*values)),
+        Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
+        Check(("data.sources", "task"), lambda *values: _columns(*values)),
+        Check(("data.split.validation", "data.sources", "train.early_stopping"), lambda *values: _validation(*values)),
+        Check(("storage",), lambda storage: _storage(storage)),
+    )
+
+
+def _batches(total: int, micro: int | None, workers: int) -> tuple[str, str] | None:
+    if total % (workers * (micro or 1)):
+        what = f"{total} samples cannot be dealt to {workers} workers" + (f" in micro-batches of {micro}." if micro else ".")
+        unit = workers * (micro or 1)
+        return what, f"Use a multiple of {unit}, such as {max(unit, round(total / unit) * unit)}."
+    return None
+
+
+def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
+    if not gate:
+        return None
+    if evaluate is None:
+        return "a gate needs the evaluation.", "Add `evaluate: {}` or drop the gate."
+    unknown = [name for name in gate if name not in task.METRICS]
+    return (f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(task.METRICS)}.") if unknown else None
+
+
+def _columns(sources: tuple[SourceSpec, ...], task: TaskSpec) -> tuple[str, str] | None:
+    known = {name for group in task.COLUMNS for name in group}
+    for source in sources:
+        given = set(source.columns)
+        if given and not given & known:
+            return f"{source.path} maps {', '.join(sorted(given))}, and {task.kind} needs {' or '.join(' + '.join(g) for g in task.COLUMNS)}.", "Map those."
+    return None
+
+
+def _validation(share: float, sources: tuple[SourceSpec, ...], stopping: object) -> tuple[str, str] | None:
+    if stopping is not None and not share and not any(source.split == "validation" for source in sources):
+        return "early stopping needs a validation split.", "Give it a share, or a source with `split: validation`."
+    return None
+
+
+def _storage(storage: str) -> tuple[str, str] | None:
+    if "://" in storage and not re.match(r"s3://[a-z0-9][a-z0-9.-]+(/|$)", storage):
+        return f"{storage!r} is no storage.", "Use a folder, or s3://bucket/prefix."
+    return None

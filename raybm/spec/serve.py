@@ -1,0 +1,122 @@
+"""ServeSpec: what stands under `args` in a serve_configs/ file."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from raybm.core.spec import Check, Spec
+from raybm.engines import EngineSpec
+from raybm.engines.transformers.spec import Transformers
+from raybm.models.spec import Reference
+
+
+class Autoscaling(Spec):
+    """Ray Serve's autoscaling of one model's replicas."""
+
+    min_replicas: NonNegativeInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveFloat = 8.0
+    upscale_delay_s: NonNegativeFloat = 10.0
+    downscale_delay_s: NonNegativeFloat = 300.0
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("min_replicas", "max_replicas"),
+            lambda low, high: (f"{low} is more than max_replicas, {high}.", "Lower it or raise max_replicas.") if low > high else None,
+        ),
+    )
+
+
+class ServedModel(Spec):
+    """One model behind the gateway: one Serve deployment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """The `model` of a request."""
+    ref: Reference
+    engine: EngineSpec = Transformers()
+    autoscaling: Autoscaling = Autoscaling()
+    cpus: NonNegativeFloat = 1.0
+    """Per replica."""
+    gpus: NonNegativeFloat = 0.0
+    accelerator_type: str | None = None
+    max_ongoing_requests: PositiveInt = 64
+    """Requests that one replica holds at once."""
+    max_queued_requests: PositiveInt = 256
+    """Requests that wait for a replica; one more is refused with 503."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("ref",),
+            lambda ref: ("a model from scratch knows nothing.", "Serve a trained one: registry:name@alias.") if ref.startswith("scratch:") else None,
+        ),
+    )
+
+
+class ApiKey(Spec):
+    """A tenant's key, as the SHA-256 of the key (`raybm key new NAME` makes one)."""
+
+    tenant: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    requests_per_minute: PositiveInt | None = None
+
+
+class GatewaySpec(Spec):
+    """The one HTTP entrance."""
+
+    api_keys: tuple[ApiKey, ...] = ()
+    """Who may ask. Empty: everybody who reaches the port (loopback by default)."""
+    max_body_bytes: PositiveInt = 1_000_000
+    max_inputs: PositiveInt = 256
+    """Texts in one classification or embedding request."""
+    request_timeout_s: PositiveFloat = 120.0
+    """A request that has not been answered by then ends with an error."""
+    cpus: NonNegativeFloat = 0.5
+    replicas: PositiveInt = 1
+
+
+class ServeSpec(Spec):
+    """A gateway and the models behind it."""
+
+    storage: str = "~/.raybm"
+    """Where the registry is: a folder or s3://bucket/prefix."""
+    models: Annotated[tuple[ServedModel, ...], Field(min_length=1)]
+    gateway: GatewaySpec = GatewaySpec()
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("models",),
+            lambda models: ("two models have the same name.", "Give each its own.") if len({m.name for m in models}) < len(models) else None,
+        ),
+    )
+
+
+class HttpOptions(Spec):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    request_timeout_s: PositiveFloat | None = None
+    keep_alive_timeout_s: PositiveInt = 5
+
+
+class Application(Spec):
+    """One entry of `applications:` in Ray Serve's own config format."""
+
+    name: str = "raybm"
+    route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
+    import_path: str
+    args: ServeSpec
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("import_path",),
+            lambda path: (f"{path!r} is not raybm's application.", "Use raybm.serving.app:build.") if path != "raybm.serving.app:build" else None,
+        ),
+    )
+
+
+class ServeConfig(Spec):
+    """A serve_configs/ file: what both `raybm deploy` and `serve deploy` take."""
+
+    http_options: HttpOptions = HttpOptions()
+    applications: Annotated[tuple[Application, ...], Field(min_length=1)]

@@ -1,0 +1,27 @@
+"""What a causal language model is asked to learn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from raybm.core.spec import Spec
+
+if TYPE_CHECKING:
+    from raybm.tasks.protocol import Task
+
+
+class CausalLm(Spec):
+    """The next token: of running text (`text`, packed), or of the answers in a conversation (`messages`, or
+    `prompt` + `completion`), rendered with the model's chat template; only the answers count for the loss."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    system_prompt: str | None = None
+    """Put before conversations that have no system message."""
+
+    COLUMNS: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("messages",), ("prompt", "completion"))
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+
+    def build(self) -> Task:
+        from raybm.tasks.causal_lm.task import CausalLmTask
+
+        return CausalLmTask(self)
