@@ -1,0 +1,114 @@
+"""DeepSpeed's shared-memory collectives for CPU ranks, compiled ahead.
+
+The first DeepSpeed start on a CPU compiles `deepspeed_shm_comm` with g++ and ninja: 105 s on two cores, in every rank's way. `python -m raybm.ops`
+(part of `make setup`) does it once, into a folder named after the versions it was built for, so an upgrade builds anew.
+Training processes call `use()` before they import DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
+
+OP = "deepspeed_shm_comm"
+_BUILD_TIMEOUT_S = 900.0
+
+
+def extensions_dir() -> Path:
+    """Where torch looks for compiled extensions: TORCH_EXTENSIONS_DIR, or a folder under ~/.raybm for this Python, torch and DeepSpeed."""
+    if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(given).expanduser()
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    built_for = f"{python}-torch{version('torch')}-deepspeed{version('deepspeed')}-{platform.machine()}"
+    return Path("~/.raybm/torch_extensions").expanduser() / built_for
+
+
+def is_built() -> bool:
+    """Whether the op has been compiled and imported once here (the marker is written last)."""
+    return (extensions_dir() / OP / "built").exists()
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that runs DeepSpeed on CPUs. PATH only where ninja, which torch calls by name, lies beside this Python."""
+    variables = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(extensions_dir())}
+    if shutil.which("ninja") is None:
+        variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return variables
+
+
+def use() -> None:
+    """Set `environment()` for this process. Call it before DeepSpeed is imported."""
+    os.environ.update(environment())
+
+
+def build_ops() -> Path:
+    """Compile the op unless it is there already; returns `extensions_dir()`. Safe to call from two processes at once and
+    after an interruption. Raises NotFound without a compiler, DeadlineExceeded, RaybmError when the compilation fails."""
+    folder = extensions_dir()
+    if sys.platform != "linux" or is_built():  # elsewhere DeepSpeed falls back to gloo by itself
+        return folder
+    use()
+    for tool, remedy in (("g++", "Install it: apt-get install g++, or dnf install gcc-c++."), ("ninja", "Install it: pip install ninja.")):
+        if shutil.which(tool) is None:
+            raise NotFound(f"{tool} is not installed; DeepSpeed's CPU op cannot be compiled.", where=tool, remedy=remedy)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / f"{OP}.lock"):
+        if is_built():
+            return folder
+        shutil.rmtree(folder / OP, ignore_errors=True)  # what an interrupted build left, torch's lock file (waited for without end) included
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        try:
+            ShareMemCommBuilder().load(verbose=False)
+        except (RuntimeError, OSError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            what = f"the compilation failed: {lines[-1]}"
+            raise RaybmError(what, where=OP, remedy="Check that g++ compiles C++20 and matches torch's ABI.") from error
+        (folder / OP / "built").touch()
+    return folder
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    deadline = time.monotonic() + _BUILD_TIMEOUT_S
+    with lock.open("a") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    what = f"another process has been building for {_BUILD_TIMEOUT_S:g} s."
+                    raise DeadlineExceeded(what, where=str(lock), remedy="End it, then try again.") from None
+                time.sleep(0.2)
+        yield
+
+
+def main() -> int:
+    folder = extensions_dir()
+    if is_built():
+        print(f"DeepSpeed's CPU op is built: {folder}")  # noqa: T201
+        return 0
+    print(f"Building DeepSpeed's CPU op into {folder} (about two minutes, once) ...", flush=True)  # noqa: T201
+    started = time.monotonic()
+    try:
+        build_ops()
+    except RaybmError as error:
+        print(f"raybm.ops: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    print(f"Built in {time.monotonic() - started:.0f} s.")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
