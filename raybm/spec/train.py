@@ -56,6 +56,8 @@ class TrainSpec(Spec):
     zero: ZeroSpec = ZeroSpec()
     validate_every_steps: PositiveInt | None = None
     """Default: at the end of every epoch."""
+    log_every_steps: PositiveInt = 10
+    """Steps between two entries in metrics.jsonl."""
     early_stopping: EarlyStopping | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
     max_failures: NonNegativeInt = 2

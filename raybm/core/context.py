@@ -1,0 +1,31 @@
+"""What a stage may use of the run it is part of, beside its view and its inputs. None of it is hashed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raybm.core.artifact import Record
+from raybm.core.events import Events
+from raybm.core.storage import Storage
+
+
+@dataclass(frozen=True)
+class Context:
+    job: Mapping[str, Any]
+    """The whole canonical spec, for lineage."""
+    job_name: str
+    storage: Storage
+    """The root of the job's storage."""
+    resources: Any
+    """The spec's `resources`: where work is placed, which does not change what it computes."""
+    run_dir: Path
+    """Local folder of the run: metrics.jsonl, tensorboard/, report.html."""
+    events: Events
+    progress: Callable[[str], None]
+    """One line to a person."""
+    records: Mapping[str, Record] = field(default_factory=dict)
+    """Of the stages before this one."""
+    cancelled: Callable[[], bool] = lambda: False

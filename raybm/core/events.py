@@ -1,0 +1,46 @@
+"""metrics.jsonl: one JSON object an event, in the order things happened. TensorBoard gets the numbers of each step.
+
+Every event has `time` (seconds since 1970), `kind` (train, validate, stage, system) and its own fields; those of training
+have `step`, counted from 1. After a restart some steps are done again and stand twice: the later one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+
+class Events:
+    """Appends to `folder`/metrics.jsonl; safe for threads of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / FILE
+        self._lock = threading.Lock()
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False)
+        with self._lock, self.path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a file; a torn last line (a killed writer) is left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def by_step(events: Iterator[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The events of one kind, one a step (the last that was written), in step order."""
+    latest = {event["step"]: event for event in events if event["kind"] == kind}
+    return [latest[step] for step in sorted(latest)]

@@ -1,0 +1,95 @@
+"""Sharded checkpoints. Every rank writes its own shards into a folder that no other attempt uses; then all wait for each
+other; then rank 0 writes the marker. A folder without a marker does not exist for anybody.
+
+    checkpoints/step-00000120-1f3a/…      what the ranks wrote
+    checkpoints/committed/00000120.json   the marker: folder, step, world size, validation scores
+
+The marker lies in the job's storage, not in Ray's manifest: a killed worker and a killed driver resume by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from raybm.core.spec import Spec
+from raybm.core.storage import Storage
+
+FOLDER = "checkpoints"
+MARKERS = f"{FOLDER}/committed"
+TAG = "state"
+
+
+class Commit(Spec):
+    """A marker's content."""
+
+    folder: str
+    step: int
+    """Optimiser steps done."""
+    world_size: int
+    validation: dict[str, float] | None = None
+    progress: dict[str, Any] = {}
+    """What the loop carries from step to step (best score, patience, tokens)."""
+
+
+def commits(storage: Storage) -> list[Commit]:
+    """All committed checkpoints, oldest first."""
+    return [Commit.parse(json.loads(storage.read(f"{MARKERS}/{name}"))) for name in storage.keys(MARKERS)]
+
+
+def save(engine: Any, storage: Storage, step: int, validation: dict[str, float] | None, progress: dict[str, Any], best_by: str) -> None:
+    """Collective. Keeps this checkpoint and the best one by the validation value `best_by` ("loss" falls, others rise)."""
+    attempt: list[Any] = [uuid.uuid4().hex[:6]]
+    dist.broadcast_object_list(attempt)
+    folder = f"{FOLDER}/step-{step:08d}-{attempt[0]}"
+    shared = storage.local(folder)
+    target = shared or Path(tempfile.mkdtemp(prefix="raybm-checkpoint-"))
+    target.mkdir(parents=True, exist_ok=True)
+    engine.save_checkpoint(str(target), tag=TAG, save_latest=False)
+    if shared is None:
+        storage.upload(target, folder)
+        shutil.rmtree(target)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        commit = Commit(folder=folder, step=step, world_size=dist.get_world_size(), validation=validation, progress=progress)
+        storage.write(f"{MARKERS}/{step:08d}.json", json.dumps(commit.canonical()).encode())
+        _prune(storage, best_by)
+    dist.barrier()
+
+
+def _prune(storage: Storage, best_by: str) -> None:
+    every = commits(storage)
+    kept = {every[-1].step}
+    if best_commit := best(every, best_by):
+        kept.add(best_commit.step)
+    for commit in every:
+        if commit.step not in kept:
+            storage.delete(f"{MARKERS}/{commit.step:08d}.json")
+    folders = {commit.folder for commit in every if commit.step in kept}
+    for name in storage.folders(FOLDER):
+        if f"{FOLDER}/{name}" not in folders and name.startswith("step-"):
+            storage.delete(f"{FOLDER}/{name}")
+
+
+def best(every: list[Commit], by: str) -> Commit | None:
+    """The committed checkpoint with the best validation value; None where none was validated."""
+    scored = [commit for commit in every if commit.validation]
+    sign = 1 if by == "loss" else -1
+    return min(scored, key=lambda commit: sign * (commit.validation or {})[by], default=None)
+
+
+def load(engine: Any, storage: Storage, commit: Commit) -> None:
+    """Collective. Puts weights, optimiser state and counters back."""
+    shared = storage.local(commit.folder)
+    source = shared or Path(tempfile.mkdtemp(prefix="raybm-checkpoint-"))
+    if shared is None:
+        storage.download(commit.folder, source)
+    engine.load_checkpoint(str(source), tag=TAG)
+    if shared is None:
+        shutil.rmtree(source)
