@@ -108,7 +108,9 @@ def _set(data: Any, override: str) -> Any:
         except (KeyError, IndexError, TypeError):
             node = None
         if not isinstance(node, dict | list):
-            raise SpecError((Problem(path, f"there is no {part!r} that holds {following!r}.", "See docs/spec.md for the keys."),), f"--set {override}")
+            raise SpecError(
+                (Problem(path, f"there is no {part!r} that holds {following!r}.", "See docs/spec.md for the keys."),), f"--set {override}"
+            )
     last = parts[-1]
     if isinstance(node, list) and isinstance(last, int) and last == len(node):
         node.append(None)

@@ -252,7 +252,7 @@ class LocalStorage:
                 trash.unlink()
 
     def upload(self, folder: Path, prefix: str = "") -> None:
-        target = self._path(prefix)
+        target, names = self._path(prefix), files_under(folder)
         if target.exists() and target.samefile(folder):
             return
 
@@ -262,7 +262,7 @@ class LocalStorage:
                 _copy_synced(folder / name, temp)
                 temp.replace(path)
 
-        in_parallel(copy, files_under(folder))
+        in_parallel(copy, names)
 
     def download(self, prefix: str, folder: Path) -> None:
         source = self._path(prefix)

@@ -1,0 +1,23 @@
+"""The stages of a job's life, one thin file each. A stage is a module with NAME, INPUTS, CODE, View and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from raybm.core.artifact import Artifact
+from raybm.core.context import Context
+from raybm.core.spec import Spec
+
+
+class Stage(Protocol):
+    NAME: str
+    INPUTS: tuple[str, ...]
+    """Names of earlier stages whose artifacts it takes."""
+    CODE: tuple[str, ...]
+    """Parts of raybm/ whose source enters the artifact's key."""
+    View: type[Spec]
+    """Exactly the spec values it reads: nothing else is visible to it, or hashed."""
+
+    def run(self, view: Any, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
+        """Writes files through `out.storage` and returns the record's metrics. The runner writes the record last."""

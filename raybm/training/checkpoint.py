@@ -40,7 +40,7 @@ class Commit(Spec):
 
 def commits(storage: Storage) -> list[Commit]:
     """All committed checkpoints, oldest first."""
-    return [Commit.parse(json.loads(storage.read(f"{MARKERS}/{name}"))) for name in storage.keys(MARKERS)]
+    return [Commit.parse(json.loads(storage.read(key))) for key in storage.keys(MARKERS)]
 
 
 def save(engine: Any, storage: Storage, step: int, validation: dict[str, float] | None, progress: dict[str, Any], best_by: str) -> None:

@@ -28,6 +28,7 @@ class Progress:
     step: int = 0
     tokens: int = 0  # trained on, padding apart
     seconds: float = 0.0
+    train_loss: float | None = None
     best: float | None = None
     waited: int = 0  # validations since the best
     stopped: bool = False
@@ -57,7 +58,7 @@ def train(
     best_by = spec.early_stopping.metric if spec.early_stopping else "loss"
 
     engine = _initialize(model, spec, workers, schedule.micro_batch, device.type)
-    progress, summary = Progress(), {"validation": None}
+    progress = Progress()
     if every := checkpoint.commits(storage):
         checkpoint.load(engine, storage, every[-1])
         progress = Progress(**every[-1].progress)
@@ -82,23 +83,23 @@ def train(
                 progress.seconds += scores["seconds"]
                 epoch = progress.step / schedule.steps_per_epoch
                 emit("train", step=progress.step, steps=total, epoch=round(epoch, 4), lr=lr, grad_norm=_grad_norm(engine), **scores)
-                summary["train_loss"] = scores["loss"]
+                progress.train_loss = scores["loss"]
             if validates:
-                summary["validation"] = validate(engine, task, tokenizer, splits["validation"], schedule.micro_batch, device, watchdog)
-                _note_best(progress, summary["validation"], spec)
-                emit("validate", step=progress.step, **summary["validation"])
+                validation = validate(engine, task, tokenizer, splits["validation"], schedule.micro_batch, device, watchdog)
+                _note_best(progress, validation, spec)
+                emit("validate", step=progress.step, **validation)
             if saves or progress.stopped:
-                scored = summary["validation"] if validates else None
-                checkpoint.save(engine, storage, progress.step, scored, vars(progress), best_by)
+                checkpoint.save(engine, storage, progress.step, validation if validates else None, vars(progress), best_by)
                 watchdog.alive()
-            meter.restart()
+            meter.restart_clock()
 
     every = checkpoint.commits(storage)
     chosen = (checkpoint.best(every, best_by) if spec.early_stopping else None) or every[-1]
     if chosen.step != progress.step:
         checkpoint.load(engine, storage, chosen)
-    summary |= {
+    summary = {
         "steps": progress.step,
+        "train_loss": progress.train_loss,
         "epochs": progress.step / schedule.steps_per_epoch,
         "published_step": chosen.step,
         "validation": chosen.validation,
@@ -157,16 +158,17 @@ class Meter:
     """Sums on the device; read, and so synchronised, only when `reduce` is called."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.started, self.empty = time.perf_counter(), True
 
-    def restart(self) -> None:
-        if getattr(self, "steps", 1):
-            self.sums, self.steps, self.started = torch.zeros(4, dtype=torch.float64, device=self.device), 0, time.perf_counter()
+    def restart_clock(self) -> None:
+        """Leave out the time since the last `reduce` (validation, a checkpoint), if nothing was added since."""
+        if self.empty:
+            self.started = time.perf_counter()
 
     def add(self, total: torch.Tensor, correct: torch.Tensor, units: torch.Tensor, tokens: torch.Tensor) -> None:
         self.sums += torch.stack([total.double(), correct.double(), units.double(), tokens.double()])
-        self.steps += 1
+        self.empty = False
 
     def reduce(self) -> dict[str, Any]:
         """Over all ranks since the last time. Collective."""
@@ -175,7 +177,7 @@ class Meter:
         total, correct, units, tokens = sums.tolist()
         counted = max(units, 1.0)
         self.sums.zero_()
-        self.steps = 0
+        self.started, self.empty = time.perf_counter(), True
         return {
             "loss": total / counted,
             "accuracy": correct / counted,

@@ -1,0 +1,114 @@
+"""A folder a run: `<storage>/runs/<id>/` with spec.json, state.json, log.txt, metrics.jsonl, tensorboard/ and report.html."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from raybm.core.errors import NotFound, StorageError
+from raybm.core.spec import Spec
+from raybm.core.storage import Storage
+
+log = logging.getLogger(__name__)
+HEARTBEAT_S = 5.0
+LOST_S = 60.0  # no sign of life for so long: the driver is gone
+
+
+class RunState(Spec):
+    run: str
+    job: str
+    state: Literal["running", "succeeded", "failed", "cancelled"]
+    stage: str = ""
+    """The one it is in, or ended in."""
+    artifacts: dict[str, str] = {}
+    """Stage → artifact key, for those that are done."""
+    error: str = ""
+    started: float
+    heartbeat: float
+    host: str
+    pid: int
+
+    @property
+    def shown(self) -> str:
+        """`lost` for a run whose driver has gone quiet."""
+        return "lost" if self.state == "running" and time.time() - self.heartbeat > LOST_S else self.state
+
+
+class Run:
+    """The driver's side: writes the state, beats, brings local files to the storage, and notices a wish to cancel."""
+
+    def __init__(self, root: Storage, job: str, spec: dict[str, Any], on_cancel: Callable[[], None]) -> None:
+        self.id = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        self.storage = root.at(f"runs/{self.id}")
+        self.folder = self.storage.local() or Path("~/.raybm/cache/runs").expanduser() / self.id
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._on_cancel, self._done, self._lock = on_cancel, threading.Event(), threading.Lock()
+        now = time.time()
+        self.state = RunState(run=self.id, job=job, state="running", started=now, heartbeat=now, host=platform.node(), pid=os.getpid())
+        self.storage.write("spec.json", json.dumps(spec, indent=2, ensure_ascii=False).encode())
+        self.update()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="raybm-heartbeat")
+        self._thread.start()
+
+    def update(self, **changes: Any) -> None:
+        with self._lock:
+            self.state = self.state.model_copy(update=changes | {"heartbeat": time.time()})
+            self.storage.write("state.json", json.dumps(self.state.canonical(), indent=2).encode())
+
+    def close(self, **changes: Any) -> None:
+        """Stop beating, bring the files over, write the last state."""
+        self._done.set()
+        self._thread.join(timeout=2 * HEARTBEAT_S)
+        self._bring()
+        self.update(**changes)
+
+    def _bring(self) -> None:
+        if self.storage.local() is None:
+            self.storage.upload(self.folder)
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT_S):
+            try:
+                self.update()
+                self._bring()
+                if self.storage.exists("cancel"):
+                    self._on_cancel()
+                    return
+            except StorageError as error:  # the stages meet it too, and say so; the next beat tries again
+                log.warning("heartbeat: %s", error)
+
+
+def states(root: Storage) -> list[RunState]:
+    """All runs, the newest first."""
+    found = []
+    for name in root.folders("runs"):
+        try:
+            found.append(read_state(root, name))
+        except NotFound:
+            continue
+    return sorted(found, key=lambda state: -state.started)
+
+
+def read_state(root: Storage, run: str) -> RunState:
+    """Raises NotFound."""
+    try:
+        return RunState.parse(json.loads(root.read(f"runs/{run}/state.json")))
+    except NotFound:
+        known = ", ".join(root.folders("runs")[-5:]) or "none"
+        raise NotFound("there is no such run.", where=run, remedy=f"`raybm runs` lists them. The last ones: {known}.") from None
+
+
+def cancel(root: Storage, run: str) -> RunState:
+    """Ask a running run to stop; its driver notices within seconds. Raises NotFound."""
+    state = read_state(root, run)
+    if state.shown == "running":
+        root.write(f"runs/{run}/cancel", b"")
+    return state

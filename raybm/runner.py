@@ -1,0 +1,95 @@
+"""The life of a job: a fixed tuple of stages, each done once."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raybm.core.artifact import Artifact, Record, artifact, code_digest, library_versions
+from raybm.core.context import Context
+from raybm.core.lease import Lease
+from raybm.core.runs import Run
+from raybm.core.spec import Spec
+from raybm.core.storage import Storage
+from raybm.spec.job import JobSpec
+from raybm.stages import Stage, evaluate, prepare, publish, train
+
+STAGES: tuple[Stage, ...] = (prepare, train, evaluate, publish)
+LEASE_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of this job and where its output lies."""
+
+    stage: Stage
+    view: Any
+    inputs: Mapping[str, Artifact]
+    out: Artifact
+    done: bool
+
+
+def steps(job: JobSpec, storage: Storage) -> list[Step]:
+    """The stages that the spec has sections for, with which are done already."""
+    made: dict[str, Artifact] = {}
+    found = []
+    for stage in STAGES:
+        if getattr(job, stage.NAME, job) is None:
+            continue
+        view = _view(stage.View, job)
+        inputs = {name: made[name] for name in stage.INPUTS if name in made}
+        out = made[stage.NAME] = artifact(storage, stage.NAME, view, inputs, code_digest(stage.CODE))
+        found.append(Step(stage, view, inputs, out, out.record() is not None))
+    return found
+
+
+def _view(cls: type[Spec], job: JobSpec) -> Spec:
+    """Exactly the fields that the stage's view names, from the job or its resources."""
+    return cls(**{name: getattr(job, name) if hasattr(job, name) else getattr(job.resources, name) for name in cls.model_fields})
+
+
+def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
+    """Walk the stages; `on_ray` is entered before the first that has work to do. Raises what a stage raises."""
+    records: dict[str, Record] = {}
+    with ExitStack() as stack:
+        on_cluster = False
+        for step in steps(job, context.storage):
+            name, out = step.stage.NAME, step.out
+            run.update(stage=name)
+            record = out.record()
+            if record is None and not on_cluster:
+                stack.enter_context(on_ray())
+                on_cluster = True
+            if record is None:
+                with Lease(out.storage, run.id, LEASE_TIMEOUT_S, context.progress):
+                    record = out.record() or _make(step, replace(context, records=dict(records)))
+            else:
+                context.progress(f"{name}: done already ({out.key})")
+            records[name] = record
+            context.events.emit("stage", stage=name, key=out.key, seconds=record.seconds)
+            run.update(artifacts={stage: made.key for stage, made in records.items()})
+    return records
+
+
+def _make(step: Step, context: Context) -> Record:
+    name, started = step.stage.NAME, time.time()
+    context.progress(f"{name}: starts ({step.out.key})")
+    metrics = step.stage.run(step.view, step.inputs, step.out, context)
+    record = Record(
+        stage=name,
+        key=step.out.key,
+        inputs={input_name: made.key for input_name, made in step.inputs.items()},
+        view=step.view.canonical(),
+        code=code_digest(step.stage.CODE),
+        versions=library_versions(),
+        metrics=metrics,
+        started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(time.time() - started, 2),
+    )
+    step.out.commit(record)
+    context.progress(f"{name}: done in {record.seconds:.0f} s")
+    return record

@@ -1,0 +1,206 @@
+"""Train: a gang of Ray Train workers, each a rank of the loop in raybm/training/loop.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import PositiveInt
+
+from raybm.core.artifact import Artifact
+from raybm.core.context import Context
+from raybm.core.errors import RaybmError
+from raybm.core.spec import Spec
+from raybm.core.storage import Storage
+from raybm.models.spec import ModelSpec
+from raybm.spec.train import TrainSpec
+from raybm.tasks import TaskSpec
+
+NAME = "train"
+INPUTS = ("prepare",)
+CODE = ("core", "models", "tasks", "training", "spec/train.py", "stages/train.py")
+POLL_S = 0.5
+
+
+class View(Spec):
+    seed: int
+    task: TaskSpec
+    model: ModelSpec
+    train: TrainSpec
+    workers: PositiveInt
+    """Shards and sums depend on it, so it is part of what is hashed."""
+
+
+def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = context.resources
+    on_gpu = resources.gpus_per_worker > 0
+    sink = ray.remote(num_cpus=0, max_concurrency=4)(EventSink).remote()
+    filesystem, place = out.storage.arrow("ray_train")
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={
+            "view": view.canonical(),
+            "prepared": inputs["prepare"],
+            "out": out,
+            "storage": context.storage,
+            "dataset": context.records["prepare"].metrics,
+            "sink": sink,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=view.workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if on_gpu else {}),
+            accelerator_type=resources.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:8],  # never Ray's own resumption: the loop resumes from its commits
+            storage_path=place,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=view.train.max_failures, controller_failure_limit=3),
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.stall_timeout_s)),
+    )
+    with _forward(sink, context):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+    summary: dict[str, Any] = ray.get(sink.summary.remote(), timeout=30)
+    out.storage.delete("ray_train")
+    return summary
+
+
+def _cause(error: BaseException) -> RaybmError:
+    """The first of raybm's own errors among what the ranks raised, else the first line of the first rank's."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        inner = getattr(failure, "_base_exc", failure)
+        if isinstance(inner, RaybmError):
+            return inner
+    first = next(iter(failures.values()), error)
+    lines = [line for line in str(first).splitlines() if line.strip()]
+    return RaybmError(lines[-1] if lines else repr(first), where="train", remedy="The run's log has the whole of it; the same command resumes.")
+
+
+class EventSink:
+    """An actor between rank 0 and the driver: what happened, in order, until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, dict[str, Any]]] = []
+        self._summary: dict[str, Any] = {}
+
+    def push(self, kind: str, fields: dict[str, Any]) -> None:
+        self._events.append((kind, fields))
+
+    def drain(self) -> list[tuple[str, dict[str, Any]]]:
+        events, self._events = self._events, []
+        return events
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._summary = summary
+
+    def summary(self) -> dict[str, Any]:
+        return self._summary
+
+
+@contextlib.contextmanager
+def _forward(sink: Any, context: Context) -> Iterator[None]:
+    """While the trainer fits, bring the ranks' events to the run's metrics.jsonl and TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(context.run_dir / "tensorboard"))
+    done = threading.Event()
+
+    def drain() -> None:
+        for kind, fields in ray.get(sink.drain.remote(), timeout=30):
+            context.events.emit(kind, **fields)
+            for name, value in fields.items():
+                if name != "step" and isinstance(value, int | float):
+                    board.add_scalar(f"{kind}/{name}", value, fields["step"])
+
+    def loop() -> None:
+        while not done.wait(POLL_S):
+            drain()
+
+    thread = threading.Thread(target=loop, name="raybm-events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=30)
+        drain()
+        board.close()
+
+
+# ---- in the worker
+
+
+def worker(config: dict[str, Any]) -> None:
+    """What each rank runs."""
+    import torch
+    import torch.distributed as dist
+    from ray.train import get_context
+    from ray.train.torch import get_device
+    from transformers import AutoTokenizer, logging as transformers_logging
+
+    from raybm import ops
+    from raybm.training import loop
+    from raybm.training.batches import open_rows
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    view = View.parse(config["view"], "train")
+    prepared, out, dataset, sink = config["prepared"], config["out"], config["dataset"], config["sink"]
+    rank, device = get_context().get_world_rank(), get_device()
+    if device.type == "cpu":
+        ops.use()
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    tokenizer = AutoTokenizer.from_pretrained(prepared.folder("tokenizer"))
+    task = view.task.build()
+    torch.manual_seed(view.seed)  # a new head starts the same on every rank
+    model = _model(view, task, dataset["labels"], tokenizer, config["storage"]).to(device)
+    splits = {split: open_rows(prepared, split) for split in ("train", "validation")}
+
+    def emit(kind: str, **fields: Any) -> None:
+        if rank == 0:
+            sink.push.remote(kind, fields)
+
+    engine, summary = loop.train(task, model, tokenizer, splits, view.train, view.seed, out.storage, emit)
+    state = loop.export(engine)
+    if state is not None:
+        model.config.use_cache = True
+        _save(model, state, tokenizer, task.signature(dataset["labels"], view.model.max_length), out.storage)
+        ray.get(sink.finish.remote(summary | {"parameters": model.num_parameters()}), timeout=60)
+    dist.barrier()
+
+
+def _model(view: View, task: Any, labels: list[str], tokenizer: Any, storage: Storage) -> Any:
+    scheme, _, rest = view.model.ref.partition(":")
+    if scheme == "scratch":
+        return task.model(None, {"model_type": rest, **view.model.config}, labels, tokenizer)
+    from raybm.models.references import resolve
+
+    return task.model(resolve(view.model.ref, storage), {}, labels, tokenizer)
+
+
+def _save(model: Any, state: dict[str, Any], tokenizer: Any, signature: Any, storage: Storage) -> None:
+    """The folder that `from_pretrained` loads, with the signature beside the weights."""
+    with tempfile.TemporaryDirectory(prefix="raybm-model-") as temporary:
+        folder = storage.local("model") or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+        signature.write(folder)
+        if storage.local("model") is None:
+            storage.upload(folder, "model")
