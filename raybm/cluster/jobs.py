@@ -1,0 +1,197 @@
+"""Send a job to a cluster: `raybm run` on its head, through Ray's job API.
+
+The submission's id is the job's name and the digest of its spec, so giving the same command again adopts the job that runs,
+and starts another (…-2) only when the earlier one has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raybm.cluster.environment import environment, token_of
+from raybm.core import spec as specs
+from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError, UserError
+from raybm.spec import JobSpec
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+EXCLUDES = ["/.venv", ".git", "**/__pycache__", "/build", "/dist"]  # beside what .gitignore names
+RUNNING = ("PENDING", "RUNNING")
+STOPPED_EXIT_CODE = 130
+REQUEST_TIMEOUT_S = 120.0
+TAIL_TIMEOUT_S = 300.0
+"""After so long the log's connection is opened anew, in case it died without a word."""
+RECONNECT_TIMEOUT_S = 180.0
+"""How long the head may be away (restarting, a cut network) before following its logs is given up."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job on the cluster, as Ray's job API knows it."""
+
+    id: str
+    status: str
+    """PENDING | RUNNING | STOPPED | SUCCEEDED | FAILED"""
+    command: str
+    started: float | None
+    """Unix time in seconds."""
+
+
+def submit(
+    spec_path: Path,
+    *,
+    say: Callable[[str], None],
+    address: str | None = None,
+    working_dir: Path | None = None,
+    overrides: Sequence[str] = (),
+    follow: bool = True,
+    show: Callable[[str], object] | None = None,
+    command: Sequence[str] = ("raybm", "run"),
+) -> int:
+    """Run the job of `spec_path` on the cluster whose dashboard is at `address` (default: RAY_API_SERVER_ADDRESS,
+    then http://127.0.0.1:8265). `working_dir` (default: here) is what the cluster gets to see, less what .gitignore names.
+    `show` takes the log as it comes.
+
+    Returns the job's own exit code, or 0 at once where `follow` is false. Raises SpecError, UserError (a refused token, a spec
+    outside of the working directory), NotFound (no cluster there), DeadlineExceeded (the cluster went away).
+    """
+    folder = (working_dir or Path.cwd()).resolve()
+    spec = specs.load(JobSpec, spec_path, overrides)
+    try:
+        inside = spec_path.resolve().relative_to(folder)
+    except ValueError:
+        raise UserError(f"lies outside of {folder}.", where=str(spec_path), remedy="Give --working-dir a folder that holds it.") from None
+    entrypoint = shlex.join([*command, inside.as_posix(), *(part for override in overrides for part in ("--set", override))])
+    digest = hashlib.sha256(json.dumps([spec.canonical(), entrypoint], sort_keys=True).encode()).hexdigest()
+    with _client(address) as client:
+        id = _start(client, f"{spec.name}-{digest[:10]}", entrypoint, folder, say)
+        if not follow:
+            say(f"Follow it with the same command, stop it with `raybm cancel {id}`.")
+            return 0
+        try:
+            return _follow(client, id, show or _to_terminal)
+        except KeyboardInterrupt:
+            say(f"The job goes on. Follow it with the same command, stop it with `raybm cancel {id}`.")
+            raise
+
+
+def jobs(address: str | None = None) -> list[Job]:
+    """The submitted jobs that the cluster remembers, oldest first. Raises as `submit`."""
+    with _client(address) as client:
+        found = [
+            Job(j.submission_id, str(j.status.value), j.entrypoint, j.start_time / 1000 if j.start_time else None)
+            for j in client.list_jobs()
+            if j.submission_id
+        ]
+    return sorted(found, key=lambda job: job.started or 0.0)
+
+
+def cancel(id: str, address: str | None = None) -> bool:
+    """Ask a job to stop; Ray kills it when it does not. False: it was not running any more. Raises as `submit`."""
+    with _client(address) as client:
+        if id not in {job.submission_id for job in client.list_jobs()}:
+            raise NotFound("the cluster knows no such job.", where=id, remedy="`raybm runs --cluster` lists them.")
+        return bool(client.stop_job(id))
+
+
+def _start(client: Any, stem: str, entrypoint: str, folder: Path, say: Callable[[str], None]) -> str:
+    for _ in range(3):  # somebody else may take the id between our look and our request
+        known = {job.submission_id: str(job.status.value) for job in client.list_jobs()}
+        number = 1
+        while (id := stem if number == 1 else f"{stem}-{number}") in known and known[id] not in RUNNING:
+            number += 1
+        if id in known:
+            say(f"Job {id} is already {known[id].lower()}: following it.")
+            return id
+        say(f"Sending {folder} to the cluster as job {id}.")
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=id, runtime_env={"working_dir": str(folder), "excludes": EXCLUDES})
+            return id
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise RaybmError(f"the cluster did not take the job: {error}", where=id, remedy="See the head's dashboard.log.") from error
+    raise RaybmError("others submit the same job over and over.", where=stem, remedy="Try again.")
+
+
+def _follow(client: Any, id: str, show: Callable[[str], object]) -> int:
+    """Show the log until the job ends. A cut connection is taken up again where it broke off."""
+    import aiohttp
+
+    shown = 0
+
+    async def tail() -> None:
+        nonlocal shown
+        skip = shown
+        async for chunk in client.tail_job_logs(id):
+            if skip < len(chunk):
+                show(chunk[skip:])
+            shown += max(0, len(chunk) - skip)
+            skip = max(0, skip - len(chunk))
+
+    lost: float | None = None
+    while True:
+        try:
+            info = client.get_job_info(id)
+            if info.status.is_terminal():
+                log = client.get_job_logs(id)
+                show(log[shown:])
+                return _exit_code(str(info.status.value), info.driver_exit_code)
+            lost = None
+            with suppress(TimeoutError):
+                asyncio.run(asyncio.wait_for(tail(), TAIL_TIMEOUT_S))
+        except (aiohttp.ClientError, RuntimeError, OSError, ValueError) as error:  # ConnectionError and requests' errors among them
+            now = time.monotonic()
+            lost = lost or now
+            if now - lost > RECONNECT_TIMEOUT_S:
+                what = f"the cluster has not answered for {RECONNECT_TIMEOUT_S:g} s ({type(error).__name__})."
+                raise DeadlineExceeded(what, where=id, remedy="The same command follows the job again.") from error
+        time.sleep(0.5)
+
+
+def _exit_code(status: str, driver_exit_code: int | None) -> int:
+    if status == "SUCCEEDED":
+        return 0
+    if status == "STOPPED":
+        return STOPPED_EXIT_CODE
+    code = driver_exit_code or 1
+    return code if code > 0 else 128 - code  # killed by a signal: as a shell says it
+
+
+@contextmanager
+def _client(address: str | None) -> Iterator[Any]:
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    host = urlsplit(address).hostname
+    if urlsplit(address).scheme not in ("http", "https") or not host:
+        raise UserError(f"{address!r} is not the URL of a dashboard.", where="address", remedy=f"Such as {DEFAULT_ADDRESS}.")
+    with environment(token_of(host) | {"RAY_API_SERVER_ADDRESS": address}):  # Ray's client heeds the variable more than its argument
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        class Client(JobSubmissionClient):
+            def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # Ray's own waits without end
+                return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **kwargs)
+
+        try:
+            yield Client(address)
+        except AuthenticationError as error:
+            remedy = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with its token (`cluster/local.sh status` prints both)."
+            raise UserError("the cluster refuses the token.", where=address, remedy=remedy) from error
+        except ConnectionError as error:
+            remedy = "Start one with `cluster/local.sh start`, or give --address."
+            raise NotFound("no Ray cluster answers.", where=address, remedy=remedy) from error
+
+
+def _to_terminal(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

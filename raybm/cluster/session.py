@@ -1,0 +1,196 @@
+"""Join a Ray cluster, or start one that lives as long as the command.
+
+The embedded Ray listens on loopback only, takes free ports, keeps its files in a private folder, asks for a token made
+for it alone, and is found by nobody else: another Ray on the machine is not disturbed and does not disturb it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybm.cluster.environment import environment, token_of, write_token
+from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+# Ray puts sockets under <folder>/ray/session_<date>_<pid>/sockets/plasma_store, some 65 characters; the kernel takes 107.
+MAX_FOLDER = 40
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A Ray that this process is connected to."""
+
+    address: str
+    """host:port of its GCS."""
+    embedded: bool
+    """Started by `connect`, and ended with it."""
+    dashboard_url: str | None
+    logs: Path | None
+    """The embedded Ray's log files. Kept when the job fails."""
+
+
+@contextmanager
+def connect(
+    *, cpus: float, say: Callable[[str], None], gpus: float = 0, address: str | None = None, dashboard: bool = False
+) -> Iterator[Connection]:
+    """Join the cluster at `address` or RAY_ADDRESS (host:port), or start an embedded Ray that has at least `cpus` logical
+    CPUs. Call it in a thread that outlives it (Ray's processes end with the thread that started them).
+
+    Uses an existing connection of this process as it is. Raises UserError (an address that is none, a refused token),
+    DeadlineExceeded (nobody answers there).
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if ray.is_initialized():
+        yield Connection(ray.get_runtime_context().gcs_address, False, _dashboard_url(ray), None)
+    elif address == "local":
+        with _embedded(cpus, gpus, dashboard, say) as connection:
+            yield connection
+    else:
+        with _joined(address, gpus, say) as connection:
+            yield connection
+
+
+@contextmanager
+def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], None]) -> Iterator[Connection]:
+    from ray._private import ray_constants
+    from ray._private.utils import get_num_cpus
+
+    cores = get_num_cpus()
+    logical = max(cores, math.ceil(cpus))
+    if logical > cores:
+        say(
+            f"This machine has {cores} CPU cores and the job asks for {math.ceil(cpus)}: Ray gets {logical} logical CPUs, which share them."
+        )
+    parent = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="raybm-", dir=parent if len(parent) + 15 <= MAX_FOLDER else "/tmp"))  # noqa: S108
+    changes: dict[str, str | None] = {
+        "RAY_ADDRESS": None,
+        "RAY_API_SERVER_ADDRESS": None,  # of another cluster
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # elsewhere than on Linux the default: the node's address is 127.0.0.1
+        "RAY_worker_niceness": "0",  # Ray's own default is 15
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path("~/.raybm/torch_extensions").expanduser())),
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR") if gpus else "cpu",
+    }
+    if "RAY_AUTH_MODE" not in os.environ:
+        write_token(folder / "token")
+        changes |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_AUTH_TOKEN": None}
+    clusterable, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # read from the variable at import
+    failed = True
+    try:
+        with (
+            environment(changes),
+            _ray(
+                address="local",
+                num_cpus=logical,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder / "ray"),
+            ) as ray,
+        ):
+            url = _dashboard_url(ray)
+            with environment({"RAY_API_SERVER_ADDRESS": url} if url else {}):
+                yield Connection(ray.get_runtime_context().gcs_address, True, url, folder / "ray" / "session_latest" / "logs")
+        failed = False
+    except (RaybmError, KeyboardInterrupt, GeneratorExit):
+        failed = False  # says itself what is wrong
+        raise
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusterable
+        (folder / "token").unlink(missing_ok=True)
+        if failed:
+            say(f"Ray's logs are in {folder / 'ray' / 'session_latest' / 'logs'}.")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _joined(address: str, gpus: float, say: Callable[[str], None]) -> Iterator[Connection]:
+    if "://" in address:
+        raise UserError(
+            f"{address} is not the address of a Ray cluster's GCS.",
+            where="RAY_ADDRESS",
+            remedy="Give HOST:PORT (such as 127.0.0.1:6379) where the command runs on the cluster's network, or use `raybm submit`.",
+        )
+    host = "127.0.0.1"
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        _probe(host, port, address)
+    variables = {}
+    if "HF_HUB_OFFLINE" in os.environ:
+        variables["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
+    if not gpus:
+        variables["DS_ACCELERATOR"] = "cpu"
+    for name in _job_variables():
+        variables.pop(name, None)  # Ray refuses a variable that the submitted job's environment sets already
+    with environment(token_of(host) | {"DS_ACCELERATOR": variables.get("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR"))}):
+        from ray.exceptions import AuthenticationError
+
+        try:
+            session = _ray(address=address, runtime_env={"env_vars": variables})
+            ray = session.__enter__()
+        except AuthenticationError as error:
+            remedy = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with its token."
+            raise UserError("the cluster refuses the token.", where=address, remedy=remedy) from error
+        except ConnectionError as error:
+            raise DeadlineExceeded(f"no Ray cluster answers ({error}).", where=address, remedy="Start it, or unset RAY_ADDRESS.") from error
+        try:
+            yield Connection(ray.get_runtime_context().gcs_address, False, _dashboard_url(ray), None)
+        finally:
+            session.__exit__(None, None, None)
+
+
+@contextmanager
+def _ray(**settings: Any) -> Iterator[Any]:
+    """ray.init and ray.shutdown, without Ray's banner, workers' output in the terminal, or Ray's SIGTERM handler and variables left behind."""
+    import ray
+
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    with environment({name: os.environ.get(name) for name in ("RAY_CLIENT_MODE", "PYTHONBREAKPOINT")}):  # Ray sets both
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, **settings)
+            yield ray
+        finally:
+            ray.shutdown()
+            if main:
+                signal.signal(signal.SIGTERM, handler)
+
+
+def _probe(host: str, port: str, address: str) -> None:
+    """Ray itself waits for minutes for an address where nobody is."""
+    if not host or not port.isdigit():
+        raise UserError(f"{address!r} is no HOST:PORT.", where="RAY_ADDRESS", remedy="Such as 127.0.0.1:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_TIMEOUT_S).close()
+    except OSError as error:
+        raise DeadlineExceeded(f"nobody answers ({error}).", where=address, remedy="Start that cluster, or unset RAY_ADDRESS.") from None
+
+
+def _job_variables() -> set[str]:
+    """Names that the runtime environment of the submitted job we run in sets."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return set((config.get("runtime_env") or {}).get("env_vars") or {})
+
+
+def _dashboard_url(ray: Any) -> str | None:
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else None
