@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybm import ops
 from raybm.cluster.environment import environment, token_of, write_token
 from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
 
@@ -86,9 +87,9 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # elsewhere than on Linux the default: the node's address is 127.0.0.1
         "RAY_worker_niceness": "0",  # Ray's own default is 15
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path("~/.raybm/torch_extensions").expanduser())),
-        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR") if gpus else "cpu",
     }
+    if not gpus:
+        changes |= ops.environment()
     if "RAY_AUTH_MODE" not in os.environ:
         write_token(folder / "token")
         changes |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_AUTH_TOKEN": None}
@@ -160,12 +161,12 @@ def _joined(address: str, gpus: float, say: Callable[[str], None]) -> Iterator[C
 
 @contextmanager
 def _ray(**settings: Any) -> Iterator[Any]:
-    """ray.init and ray.shutdown, without Ray's banner, workers' output in the terminal, or Ray's SIGTERM handler and variables left behind."""
+    """ray.init and ray.shutdown; workers' output stays in files, Ray's SIGTERM handler and variables do not stay behind."""
     import ray
 
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
-    with environment({name: os.environ.get(name) for name in ("RAY_CLIENT_MODE", "PYTHONBREAKPOINT")}):  # Ray sets both
+    with environment({"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT")}):
         try:
             ray.init(log_to_driver=False, configure_logging=False, **settings)
             yield ray
