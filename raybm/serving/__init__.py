@@ -1,0 +1,1 @@
+"""One gateway and, behind it, one Ray Serve deployment a model."""

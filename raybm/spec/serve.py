@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -10,6 +10,8 @@ from raybm.core.spec import Check, Spec
 from raybm.engines import EngineSpec
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import Reference
+
+GATEWAY_NAME = "gateway"  # the gateway's deployment; models' deployments have the models' names
 
 
 class Autoscaling(Spec):
@@ -89,12 +91,21 @@ class ServeSpec(Spec):
             ("models",),
             lambda models: ("two models have the same name.", "Give each its own.") if len({m.name for m in models}) < len(models) else None,
         ),
+        Check(
+            ("models",),
+            lambda models: (f"{GATEWAY_NAME!r} is the gateway's own name.", "Call the model something else.")
+            if any(m.name == GATEWAY_NAME for m in models)
+            else None,
+        ),
     )
 
 
 class HttpOptions(Spec):
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Where Serve's proxies listen."""
+
+    host: str
+    """Required: left out, plain `serve deploy` would listen on every interface."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
     request_timeout_s: PositiveFloat | None = None
     keep_alive_timeout_s: PositiveInt = 5
 
@@ -118,5 +129,6 @@ class Application(Spec):
 class ServeConfig(Spec):
     """A serve_configs/ file: what both `raybm deploy` and `serve deploy` take."""
 
-    http_options: HttpOptions = HttpOptions()
+    proxy_location: Literal["EveryNode", "HeadOnly"] = "EveryNode"
+    http_options: HttpOptions
     applications: Annotated[tuple[Application, ...], Field(min_length=1)]

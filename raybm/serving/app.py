@@ -1,0 +1,122 @@
+"""The Serve application: `import_path: raybm.serving.app:build`, with a ServeSpec as its `args`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving.gateway import Gateway, create_app
+from raybm.serving.logs import log_with_serve
+from raybm.serving.replica import Answer, Replica, load
+from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
+
+STATUS_TIMEOUT_S = 5.0
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Called by Serve, inside the cluster. Raises SpecError."""
+    spec = ServeSpec.parse(args, "args")
+    return application(spec, {model.name: partial(load, model, spec.storage) for model in spec.models})
+
+
+def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Application:
+    """The gateway bound to one deployment a model; `loaders` build the models' engines in their replicas."""
+    models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models}
+    room = sum(model.autoscaling.max_replicas * model.max_ongoing_requests + model.max_queued_requests for model in spec.models)
+    gateway = serve.deployment(Ingress).options(
+        name=GATEWAY_NAME,
+        num_replicas=spec.gateway.replicas,
+        ray_actor_options={"num_cpus": spec.gateway.cpus},
+        max_ongoing_requests=room + 64,  # so that the models' own queues decide, and refuse with an answer in our shape
+        graceful_shutdown_timeout_s=spec.gateway.request_timeout_s,
+        logging_config={"enable_access_log": False},  # the gateway writes its own line
+    )
+    sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
+    return gateway.bind(spec.gateway.canonical(), models, sleepers)
+
+
+def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
+    scale = model.autoscaling
+    actor: dict[str, Any] = {"num_cpus": model.cpus, "num_gpus": model.gpus}
+    if model.accelerator_type:
+        actor["accelerator_type"] = model.accelerator_type
+    fixed = scale.min_replicas == scale.max_replicas
+    deployment = serve.deployment(Replica).options(
+        name=model.name,
+        **({"num_replicas": scale.max_replicas} if fixed else {"autoscaling_config": scale.canonical()}),
+        ray_actor_options=actor,
+        max_ongoing_requests=model.max_ongoing_requests,
+        max_queued_requests=model.max_queued_requests,
+        graceful_shutdown_timeout_s=gateway.request_timeout_s,  # a redeploy lets answers finish
+        max_constructor_retry_count=3,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(model.name, loader, model.engine.max_batch, model.engine.batch_wait_ms)
+
+
+@serve.ingress()
+class Ingress:
+    """The gateway's deployment: hands Serve's handles to the gateway."""
+
+    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...]) -> None:
+        log_with_serve()
+        self._sleepers = sleepers
+        models = {name: Remote(handle) for name, handle in handles.items()}
+        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self._gateway)
+
+    async def _missing(self) -> dict[str, str]:
+        app = serve.get_replica_context().app_name
+        async with asyncio.timeout(STATUS_TIMEOUT_S):
+            status = await asyncio.to_thread(serve.status)
+        deployments = status.applications[app].deployments
+        return {
+            name: deployments[name].status.value
+            for name in self._gateway.models
+            if name not in self._sleepers and not deployments[name].replica_states.get("RUNNING")
+        }
+
+
+class Remote:
+    """A model behind its Serve handle. A caller that is cancelled cancels the replica's work."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._unary, self._streaming = handle, handle.options(stream=True)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        response = self._streaming.generate.remote(request)
+        try:
+            async for delta in response:
+                yield delta
+        finally:
+            response.cancel()
+
+    async def complete(self, request: GenerateRequest) -> Answer:
+        answer: Answer = await self._call("complete", request)
+        return answer
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        result: Embeddings = await self._call("embed", texts)
+        return result
+
+    async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = await self._call("predict", rows)
+        return result
+
+    async def _call(self, method: str, argument: Any) -> Any:
+        response = getattr(self._unary, method).remote(argument)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise

@@ -1,0 +1,107 @@
+"""A replica: one model, one engine, no task. What its engine cannot do is refused with what it can."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from raybm.core.errors import Unsupported
+from raybm.core.signature import Protocol
+from raybm.engines.protocol import Delta, Embeddings, FinishReason, GenerateRequest
+from raybm.serving.logs import log_with_serve
+from raybm.spec.serve import ServedModel
+
+logger = logging.getLogger(__name__)
+
+_ASKS: dict[Protocol, str] = {
+    "generates": "/v1/chat/completions and /v1/completions",
+    "embeds": "/v1/embeddings",
+    "predicts": "/v1/classify",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole generation."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def load(model: ServedModel, storage: str) -> Any:
+    """Fetches the model's files and builds its engine. Raises NotFound, Unsupported, StorageError."""
+    from raybm.core.storage import open_storage
+    from raybm.models.references import resolve
+
+    return model.engine.build(resolve(model.ref, open_storage(storage)))
+
+
+class Replica:
+    """Answers for one model. Texts of all requests meet in the batches of encoders; generation is batched by the engine."""
+
+    async def __init__(self, name: str, load: Callable[[], Any], max_batch: int, batch_wait_ms: float) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_with_serve()
+        self.name = name
+        self.engine = await asyncio.to_thread(load)  # off the event loop, so that Serve's health checks are answered meanwhile
+        for batch in (self._embed, self._predict):
+            batch.set_max_batch_size(max_batch)
+            batch.set_batch_wait_timeout_s(batch_wait_ms / 1000)
+        logger.info("model %s is ready: %s", name, ", ".join(self.engine.signature.protocols))
+
+    def __del__(self) -> None:
+        if engine := getattr(self, "engine", None):
+            engine.close()
+
+    def _needs(self, protocol: Protocol) -> None:
+        can: tuple[Protocol, ...] = self.engine.signature.protocols
+        if protocol not in can:
+            answers = " and ".join(_ASKS[one] for one in can)
+            raise Unsupported(f"the model {self.name} does not answer {_ASKS[protocol]}.", remedy=f"It answers {answers}.")
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        """A streamed generation. When the caller goes away, Serve cancels this, and closing the engine's iterator frees its slot."""
+        self._needs("generates")
+        deltas = self.engine.generate(request)
+        try:
+            async for delta in deltas:
+                yield delta
+        finally:
+            await deltas.aclose()
+
+    async def complete(self, request: GenerateRequest) -> Answer:
+        """A generation in one piece: one message over the wire instead of one a token."""
+        text, tokens, last = [], 0, None
+        async for last in self.generate(request):
+            text.append(last.text)
+            tokens += last.tokens
+        if last is None:
+            raise RuntimeError(f"the engine of {self.name} ended without an answer")
+        return Answer("".join(text), last.finish_reason or "stop", last.prompt_tokens, tokens)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        self._needs("embeds")
+        rows = await asyncio.gather(*(self._embed(text) for text in texts))
+        return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
+
+    async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of the signature's inputs → rows of its outputs."""
+        self._needs("predicts")
+        return list(await asyncio.gather(*(self._predict(row) for row in rows)))
+
+    @serve.batch
+    async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
+        result: Embeddings = await asyncio.to_thread(self.engine.embed, texts)
+        return list(zip(result.vectors, result.tokens or (0,) * len(texts), strict=True))
+
+    @serve.batch
+    async def _predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = await asyncio.to_thread(self.engine.predict, rows)
+        return answers

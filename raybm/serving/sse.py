@@ -1,0 +1,56 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), as OpenAI's streams use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from raybm.engines.protocol import Delta
+from raybm.serving import openai, statuses
+
+
+class Events(StreamingResponse):
+    """Streams events and closes their source when they end, or when the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncIterator[bytes], source: AsyncGenerator[Any]) -> None:
+        super().__init__(content, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._source.aclose()
+
+
+def event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def events(query: openai.Generation, first: Delta, rest: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
+    """A generation's chunks, its usage where asked for, [DONE]. What breaks on the way becomes an error event, and no [DONE]."""
+    head = query.head(chunk=True)
+    if query.stream_options.include_usage:
+        head["usage"] = None
+    delta, tokens = first, 0
+    try:
+        while True:
+            tokens += delta.tokens
+            if delta is first or delta.text or delta.finish_reason:
+                yield event(head | {"choices": [query.piece(delta.text, delta.finish_reason)]})
+            following = await anext(rest, None)
+            if following is None:
+                break
+            delta = following
+    except Exception as error:  # noqa: BLE001  an edge: the status line is out, so the error goes into the stream
+        yield event(statuses.body(statuses.cause(error)))
+        return
+    if query.stream_options.include_usage:
+        yield event(head | {"choices": [], "usage": openai.usage(delta.prompt_tokens, tokens)})
+    yield b"data: [DONE]\n\n"

@@ -1,0 +1,90 @@
+"""The one table from errors to HTTP statuses, in the shape of OpenAI's API.
+
+Shape: https://platform.openai.com/docs/guides/error-codes; statuses: RFC 9110.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UserError
+from raybm.serving.auth import Unauthenticated
+from raybm.serving.limits import BodyTooLarge, RateLimited
+from raybm.serving.openai import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    http: int
+    type: str
+    code: str
+    message: str | None = None  # None: the error's own words
+    retry_after_s: float | None = None
+
+
+_BUSY = "the model has no room for another request now. Try again."
+_GONE = "the replica that worked on this went away. Try again."
+
+# The first class that an error is an instance of decides. What is not here is a 500 that tells nothing of our insides.
+TABLE: tuple[tuple[type[BaseException], Status], ...] = (
+    (Unauthenticated, Status(401, "authentication_error", "invalid_api_key")),
+    (RateLimited, Status(429, "rate_limit_error", "rate_limit_exceeded")),
+    (BodyTooLarge, Status(413, "invalid_request_error", "body_too_large")),
+    (NotFound, Status(404, "invalid_request_error", "model_not_found")),
+    (Unsupported, Status(400, "invalid_request_error", "unsupported_by_model")),
+    (UserError, Status(400, "invalid_request_error", "invalid_request")),
+    (Overloaded, Status(503, "server_error", "overloaded", None, 1)),
+    (BackPressureError, Status(503, "server_error", "overloaded", _BUSY, 1)),
+    (DeploymentUnavailableError, Status(503, "server_error", "model_unavailable", "the model is not running.", 10)),
+    (RayActorError, Status(503, "server_error", "replica_lost", _GONE, 1)),
+    (ReplicaUnavailableError, Status(503, "server_error", "replica_lost", _GONE, 1)),
+    (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
+    (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come within gateway.request_timeout_s.")),
+)
+_INTERNAL = Status(500, "server_error", "internal_error", "something broke on the server; its log says what.")
+
+
+def cause(error: BaseException) -> BaseException:
+    """The error that was raised in a replica, out of Ray's wrapping."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+def status(error: BaseException) -> Status:
+    if isinstance(error, HTTPException):  # no such path, or the wrong method
+        return Status(error.status_code, "invalid_request_error", "no_such_endpoint", str(error.detail))
+    return next((found for kind, found in TABLE if isinstance(error, kind)), _INTERNAL)
+
+
+def body(error: BaseException) -> dict[str, Any]:
+    """{"error": {...}} of an error that `cause` has unwrapped. Logs what becomes a 500."""
+    found = status(error)
+    if found is _INTERNAL:
+        logger.error("internal error", exc_info=error)
+    param = error.param if isinstance(error, InvalidRequest) else None
+    return {"error": {"message": found.message or str(error), "type": found.type, "param": param, "code": found.code}}
+
+
+def response(error: BaseException) -> JSONResponse:
+    error = cause(error)
+    found = status(error)
+    headers = {}
+    wait_s = error.retry_after_s if isinstance(error, RateLimited) else found.retry_after_s
+    if wait_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    if found.http == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, HTTPException) and error.headers:
+        headers.update(error.headers)
+    return JSONResponse(body(error), found.http, headers)

@@ -1,0 +1,265 @@
+"""The gateway over ASGI, with models in its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from raybm.core.errors import Unsupported
+from raybm.serving.auth import new_api_key
+from raybm.serving.gateway import Gateway, create_app
+from raybm.spec.serve import GatewaySpec
+from tests.fakes import EchoEngine, LengthClassifier, LocalModel
+
+KEY, DIGEST = new_api_key()
+
+
+class Failing(LocalModel):
+    """Raises what it is given."""
+
+    async def complete(self, request: Any) -> Any:
+        raise self.engine
+
+    async def predict(self, rows: Any) -> Any:
+        raise self.engine
+
+
+async def nothing_missing() -> dict[str, str]:
+    return {}
+
+
+def make_app(missing: Any = nothing_missing, models: dict[str, Any] | None = None, **spec: Any) -> Any:
+    models = models or {"chat": LocalModel(EchoEngine()), "size": LocalModel(LengthClassifier())}
+    return create_app(Gateway(GatewaySpec.parse(spec), models, missing))
+
+
+def ask(app: Any, method: str, path: str, *, key: str | None = None, **kwargs: Any) -> httpx.Response:
+    async def go() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://raybm", headers=headers) as client:
+            return await client.request(method, path, **kwargs)
+
+    return asyncio.run(go())
+
+
+def chat(content: str, **more: Any) -> dict[str, Any]:
+    return {"model": "chat", "messages": [{"role": "user", "content": content}], **more}
+
+
+def chunks(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def refusal(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["code"] == code
+    return error
+
+
+def test_chat_and_completion() -> None:
+    app = make_app()
+    answer = ask(app, "POST", "/v1/chat/completions", json=chat("three little words")).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "three little words"}
+    assert answer["choices"][0]["finish_reason"] == "stop" and answer["object"] == "chat.completion"
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    answer = ask(app, "POST", "/v1/completions", json={"model": "chat", "prompt": ["a b c"], "max_tokens": 2}).json()
+    assert answer["choices"][0]["text"] == "a b" and answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_content_parts_and_developer_role_reach_the_engine_as_plain_text() -> None:
+    messages = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}]
+    answer = ask(make_app(), "POST", "/v1/chat/completions", json={"model": "chat", "messages": messages})
+    assert answer.json()["choices"][0]["message"]["content"] == "a b"
+
+
+def test_stream_ends_with_usage_and_done() -> None:
+    response = ask(make_app(), "POST", "/v1/chat/completions", json=chat("one two", stream=True, stream_options={"include_usage": True}))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    first, second, usage, done = chunks(response)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "one "} and first["usage"] is None
+    assert second["choices"][0]["finish_reason"] == "stop"
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 2
+    assert done == "[DONE]"
+
+
+def test_failure_in_mid_stream_is_an_error_event_without_internals() -> None:
+    response = ask(make_app(), "POST", "/v1/chat/completions", json=chat("!broken word", stream=True))
+    *_, last = chunks(response)
+    assert last["error"]["code"] == "internal_error" and "secret" not in response.text
+
+
+def test_deadline_in_mid_stream_and_before() -> None:
+    app = make_app(request_timeout_s=0.2)
+    *_, last = chunks(ask(app, "POST", "/v1/chat/completions", json=chat("!slow", stream=True)))
+    assert last["error"]["code"] == "deadline_exceeded"
+    for stream in (True, False):
+        refusal(ask(app, "POST", "/v1/chat/completions", json=chat("!stuck", stream=stream)), 504, "deadline_exceeded")
+
+
+def test_client_that_leaves_closes_the_generation() -> None:
+    engine = EchoEngine()
+    app = make_app(models={"chat": LocalModel(engine)})
+
+    async def go() -> None:
+        received = asyncio.Event()
+        body = json.dumps(chat("!slow", stream=True)).encode()
+        inbox = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if inbox:
+                return inbox.pop()
+            await received.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                received.set()
+
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "path": "/v1/chat/completions"}
+        async with asyncio.timeout(5):
+            await app({**scope, "query_string": b"", "headers": [(b"content-length", str(len(body)).encode())]}, receive, send)
+
+    asyncio.run(go())
+    assert (engine.begun, engine.closed) == (1, 1)
+
+
+def test_embeddings_as_floats_and_base64_agree() -> None:
+    app = make_app()
+    floats = ask(app, "POST", "/v1/embeddings", json={"model": "size", "input": ["a", "b c"]}).json()
+    packed = ask(app, "POST", "/v1/embeddings", json={"model": "size", "input": ["a", "b c"], "encoding_format": "base64"}).json()
+    assert floats["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    for one, other in zip(floats["data"], packed["data"], strict=True):
+        np.testing.assert_allclose(one["embedding"], np.frombuffer(base64.b64decode(other["embedding"]), "<f4"), rtol=1e-6)
+
+
+def test_classify() -> None:
+    answer = ask(make_app(), "POST", "/v1/classify", json={"model": "size", "input": ["hi", "a long sentence"]}).json()
+    assert [row["label"] for row in answer["data"]] == ["short", "long"]
+    assert answer["data"][0] == {"index": 0, "label": "short", "score": 0.9, "scores": {"short": 0.9, "long": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("tools", [{"type": "function"}]), ("n", 2), ("logprobs", True), ("response_format", {"type": "json_object"}), ("logit_bias", {"1": 5})]
+    + [("frequency_penalty", 0.5), ("temperture", 1), ("temperature", 9), ("messages", [{"role": "tool", "content": "x"}])],
+)
+def test_parameters_that_change_meaning_are_refused_by_name(parameter: str, value: Any) -> None:
+    error = refusal(ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **{parameter: value})), 400, "invalid_request")
+    assert error["param"] == parameter and parameter in error["message"]
+
+
+def test_harmless_and_neutral_parameters_are_accepted() -> None:
+    more = {"user": "u", "metadata": {"a": "b"}, "store": True, "n": 1, "logprobs": False, "tools": None, "response_format": {"type": "text"}, "presence_penalty": 0}
+    assert ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **more)).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"model": "chat"}', b'{"model": "chat", "messages": [{"role": "user", "content": "\\ud800"}]}', b"\xff"])
+def test_bad_bodies_are_400(body: bytes) -> None:
+    refusal(ask(make_app(), "POST", "/v1/chat/completions", content=body), 400, "invalid_request")
+
+
+def test_unknown_model_path_and_method() -> None:
+    app = make_app()
+    error = refusal(ask(app, "POST", "/v1/classify", json={"model": "nope", "input": "x"}), 404, "model_not_found")
+    assert "chat, size" in error["message"]
+    refusal(ask(app, "GET", "/v1/models/nope"), 404, "model_not_found")
+    refusal(ask(app, "GET", "/v2"), 404, "no_such_endpoint")
+    assert ask(app, "GET", "/v1/classify").headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry"),
+    [
+        (Unsupported("no chat.", remedy="It answers /v1/classify."), 400, "unsupported_by_model", None),
+        (BackPressureError(3, 2), 503, "overloaded", "1"),
+        (RayActorError(), 503, "replica_lost", "1"),
+        (KeyError("secret"), 500, "internal_error", None),
+    ],
+)
+def test_errors_of_models_have_their_status(error: Exception, status: int, code: str, retry: str | None) -> None:
+    response = ask(make_app(models={"m": Failing(error)}), "POST", "/v1/classify", json={"model": "m", "input": "x"})
+    assert "secret" not in refusal(response, status, code)["message"]
+    assert response.headers.get("retry-after") == retry
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_errors_before_the_first_token_have_their_status(stream: bool) -> None:
+    app = make_app()
+    refusal(ask(app, "POST", "/v1/chat/completions", json=chat("!full", stream=stream)), 503, "overloaded")
+    refusal(ask(app, "POST", "/v1/chat/completions", json=chat("!long", stream=stream)), 400, "invalid_request")
+    refusal(ask(app, "POST", "/v1/chat/completions", json=chat("!bug", stream=stream)), 500, "internal_error")
+
+
+def test_keys_tenants_and_limits(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(api_keys=[{"tenant": "acme", "sha256": DIGEST, "requests_per_minute": 3}], max_body_bytes=200, max_inputs=2)
+    for wrong in (None, "rb-wrong"):
+        response = ask(app, "GET", "/v1/models", key=wrong)
+        refusal(response, 401, "invalid_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
+    with caplog.at_level(logging.INFO, "raybm"):
+        assert ask(app, "POST", "/v1/classify", key=KEY, json={"model": "size", "input": "private words"}).status_code == 200
+    refusal(ask(app, "POST", "/v1/classify", key=KEY, json={"model": "size", "input": ["a"] * 3}), 400, "invalid_request")
+    refusal(ask(app, "POST", "/v1/classify", key=KEY, content=b"x" * 201), 413, "body_too_large")
+    response = ask(app, "POST", "/v1/classify", key=KEY, json={"model": "size", "input": "a"})
+    refusal(response, 429, "rate_limit_exceeded")
+    assert 0 < int(response.headers["retry-after"]) <= 60
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
+    assert line.startswith("POST /v1/classify model=size tenant=acme status=200 ms=")
+    assert KEY not in line and "private" not in line
+
+
+def test_chunked_body_stops_at_the_limit() -> None:
+    async def forever() -> Any:
+        while True:
+            yield b"x" * 100
+
+    refusal(ask(make_app(max_body_bytes=1000), "POST", "/v1/classify", content=forever()), 413, "body_too_large")
+
+
+def test_health_and_ready() -> None:
+    async def missing() -> dict[str, str]:
+        return {"chat": "UPDATING"}
+
+    app = make_app(missing, api_keys=[{"tenant": "acme", "sha256": DIGEST}])
+    assert ask(app, "GET", "/health").status_code == 200
+    response = ask(app, "GET", "/ready")
+    assert response.status_code == 503 and response.json()["models"] == {"chat": "UPDATING"}
+    assert ask(make_app(), "GET", "/ready").json() == {"status": "ready"}
+
+
+def test_official_client() -> None:
+    async def go() -> None:
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(api_keys=[{"tenant": "acme", "sha256": DIGEST}])))
+        async with openai.AsyncOpenAI(api_key=KEY, base_url="http://raybm/v1", http_client=http, max_retries=0) as client:
+            assert [model.id async for model in client.models.list()] == ["chat", "size"]
+            assert (await client.models.retrieve("chat")).owned_by == "raybm"
+            answer = await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "a b"}], user="me")
+            assert answer.choices[0].message.content == "a b"
+            again: Any = [{"role": "user", "content": "x"}, answer.choices[0].message, {"role": "user", "content": "y z"}]
+            stream = await client.chat.completions.create(model="chat", messages=again, stream=True, stream_options={"include_usage": True})
+            events = [event async for event in stream]
+            assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == "y z"
+            assert events[-1].usage and events[-1].usage.completion_tokens == 2
+            text = await client.completions.create(model="chat", prompt="p q")
+            assert text.choices[0].text == "p q"
+            vectors = await client.embeddings.create(model="size", input=["a", "b"])
+            assert len(vectors.data) == 2 and abs(np.linalg.norm(vectors.data[0].embedding) - 1) < 1e-6
+            with pytest.raises(openai.NotFoundError, match="There are: chat, size"):
+                await client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])
+            with pytest.raises(openai.APIError, match="something broke"):
+                broken = await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "!broken x"}], stream=True)
+                _ = [event async for event in broken]
+
+    asyncio.run(go())
