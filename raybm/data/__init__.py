@@ -10,7 +10,8 @@ from raybm.data.delimited import Csv, Tsv
 from raybm.data.exact_dedup import ExactDedup
 from raybm.data.jsonl import Jsonl
 from raybm.data.normalize import Normalize
+from raybm.data.sample import Sample
 from raybm.data.text import Text
 
 SourceSpec = Annotated[Jsonl | Csv | Tsv | Text | Conversations, Field(discriminator="kind")]
-StepSpec = Annotated[Normalize | ExactDedup | BinLabels, Field(discriminator="kind")]
+StepSpec = Annotated[Normalize | ExactDedup | BinLabels | Sample, Field(discriminator="kind")]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from raybm.data.frame import CONTENT, STANDARD, joined
 from raybm.data.step import Step
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ExactDedup(Step):
@@ -13,3 +17,14 @@ class ExactDedup(Step):
     kind: Literal["exact_dedup"] = "exact_dedup"
     columns: tuple[str, ...] = ()
     """Default: the text of the row (`text`, `messages`, or `prompt` and `completion`), whatever its label."""
+
+    GROUPED: ClassVar[bool] = True
+
+    def needs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.columns if name not in STANDARD)
+
+    def key(self, frame: pd.DataFrame) -> Any:
+        return joined(frame, self.columns or CONTENT)
+
+    def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(_drop=self.key(frame).duplicated().map({True: self.kind, False: ""}))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
-from raybm.data.source import Source
+from raybm.data.source import Row, Source
 
 
 class Jsonl(Source):
@@ -14,7 +14,7 @@ class Jsonl(Source):
 
     kind: Literal["jsonl"] = "jsonl"
 
-    def rows(self, stream: TextIO) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    def rows(self, stream: TextIO) -> Iterator[tuple[int, Row | str]]:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -22,5 +22,7 @@ class Jsonl(Source):
                 value = json.loads(line)
             except ValueError as error:
                 yield number, f"not JSON: {error}"
-                continue
-            yield number, value if isinstance(value, dict) else "not a JSON object"
+            except RecursionError:
+                yield number, "not JSON that can be read: nested too deeply"
+            else:
+                yield number, value if isinstance(value, dict) else "not a JSON object"

@@ -1,13 +1,20 @@
-"""Unicode NFC and white space."""
+"""Unicode normal form and white space."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Any, Literal
 
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
+CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]+")
+BLANKS = re.compile(r"[^\S\n]+")
+AROUND_LINE_ENDS = re.compile(" ?\n ?")
 
 
 class Normalize(Step):
@@ -18,4 +25,20 @@ class Normalize(Step):
     lines: Literal["keep", "join"] = "keep"
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
-        raise TypeError("filled by the data room")
+        changed: dict[str, Any] = {}
+        for name in ("text", "prompt", "completion", "label"):
+            if name in frame:
+                changed[name] = frame[name].map(self.clean, na_action="ignore")
+        if "messages" in frame:
+            changed["messages"] = frame["messages"].map(self._messages)
+        return frame.assign(**changed)
+
+    def clean(self, text: str) -> str:
+        text = LINE_ENDS.sub("\n", unicodedata.normalize(self.form, text))
+        text = CONTROLS.sub("", text)
+        if self.lines == "join":
+            return " ".join(text.split())
+        return AROUND_LINE_ENDS.sub("\n", BLANKS.sub(" ", text)).strip()
+
+    def _messages(self, messages: Any) -> Any:
+        return None if messages is None else [{"role": m["role"], "content": self.clean(m["content"])} for m in messages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from raybm.core.spec import Spec
 
@@ -11,13 +11,22 @@ if TYPE_CHECKING:
 
 
 class Step(Spec):
-    """One cleaning step over blocks of rows. A frame has the standard columns and `_file`, `_line`, `_bad` (reason, or "")
-    and `_drop` (name of the step that set the row aside, or ""); only rows with neither are shown to a step."""
+    """One cleaning step over frames of rows (see `raybm.data.frame` for their columns). Rows that an earlier step or the
+    reader set aside (`_bad`, `_drop`) are not shown to it."""
 
-    def group_by(self) -> str | None:
-        """Name of a column whose equal values must meet in one frame (exact deduplication), or None for row-wise steps."""
-        return None
+    PRODUCES: ClassVar[tuple[str, ...]] = ()
+    """Standard columns that it makes, so that the files need not have them."""
+    GROUPED: ClassVar[bool] = False
+    """Whether rows with equal `key` must meet in one frame; such a frame is in the order of sources, files and rows."""
+
+    def needs(self) -> tuple[str, ...]:
+        """Columns other than the standard ones that it reads."""
+        return ()
+
+    def key(self, frame: pd.DataFrame) -> Any:
+        """A string a row, for grouped steps."""
+        raise TypeError(f"{type(self).__name__} does not group")
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with changed columns, or with `_bad` / `_drop` set. Keeps every row."""
+        """The frame with changed columns, or with `_bad` (reason) or `_drop` (this step's kind) set. Keeps every row."""
         raise TypeError(f"{type(self).__name__} does nothing")

@@ -1,0 +1,169 @@
+"""From a source's `path` to open text streams: globs, folders of S3, files inside installed packages, gzip, digests."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import importlib.util
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TextIO
+
+from raybm.core.errors import DataError, NotFound
+from raybm.core.storage import open_storage
+
+WILDCARD = re.compile(r"[*?\[]")
+NOT_TEXT = (
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "Unpack it, or save it as CSV (UTF-8)."),
+    (b"PAR1", "Parquet", "Export it as JSON Lines."),
+    (b"ARROW1", "Arrow", "Export it as JSON Lines."),
+    (b"\xff\xfe", "UTF-16", "Save it as UTF-8: `iconv -f UTF-16 -t UTF-8`."),
+    (b"\xfe\xff", "UTF-16", "Save it as UTF-8: `iconv -f UTF-16 -t UTF-8`."),
+    (b"\x1f\x8b", "gzip inside", "Let its name end in .gz."),
+    (b"%PDF", "a PDF", "Extract its text first."),
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source: the path as people know it (absolute, s3://, or package:) and its bytes on disk."""
+
+    path: str
+    bytes: int
+
+
+def expand(path: str) -> tuple[File, ...]:
+    """The files that a source's path names, in sorted order. Raises NotFound where there is none, StorageError."""
+    if path.startswith("s3://"):
+        files = _in_storage(path)
+    elif path.startswith("package:"):
+        name, _, inside = path.removeprefix("package:").partition("/")
+        folder = _package(name, path)
+        files = [File(f"package:{name}/{Path(found).relative_to(folder).as_posix()}", size) for found, size in _on_disk(f"{glob.escape(str(folder))}/{inside}")]
+    else:
+        files = [File(found, size) for found, size in _on_disk(str(Path(path).expanduser().absolute()))]
+    if not files:
+        what = "matches no file." if WILDCARD.search(path) else "there is no such file."
+        raise NotFound(what, where=path, remedy="Check the path" + (" (a folder needs a pattern, such as folder/*.csv)." if _is_folder(path) else "."))
+    return tuple(files)
+
+
+def _on_disk(pattern: str) -> list[tuple[str, int]]:
+    plain = Path(pattern)
+    found = [pattern] if plain.is_file() else glob.glob(pattern, recursive=True)  # a file may have a [ in its name
+    return [(name, Path(name).stat().st_size) for name in sorted(found) if Path(name).is_file()]
+
+
+def _is_folder(path: str) -> bool:
+    return not path.startswith(("s3://", "package:")) and Path(path).expanduser().is_dir()
+
+
+def _package(name: str, path: str) -> Path:
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFound(f"there is no installed package {name!r}.", where=path, remedy=f"Install it (pip install {name}), or check its import name.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _in_storage(path: str) -> list[File]:
+    import pyarrow.fs
+
+    bucket, *parts = path.removeprefix("s3://").split("/")
+    fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), len(parts) - 1)
+    pattern = parts[fixed:]
+    folder = "/".join([f"s3://{bucket}", *parts[:fixed]])
+    storage = open_storage(folder)
+    keys = [key for key in storage.keys() if _matches(key.split("/"), pattern)]
+    filesystem, root = storage.arrow()
+    infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
+    return [File(f"{folder}/{key}", info.size) for key, info in zip(keys, infos, strict=True) if info.type == pyarrow.fs.FileType.File]
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    return len(parts) == len(pattern) and all(fnmatchcase(part, wild) for part, wild in zip(parts, pattern, strict=True))
+
+
+def version(file: File) -> str:
+    """Changes when the file does: size and modification time (of a packaged file: its size; packages have versions of their own)."""
+    if file.path.startswith("package:"):
+        return str(file.bytes)
+    if file.path.startswith("s3://"):
+        filesystem, path = open_storage(file.path).arrow()
+        return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
+    return f"{file.bytes} {Path(file.path).stat().st_mtime_ns}"
+
+
+class _Digesting(io.RawIOBase):
+    """A binary stream that hashes what is read from it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        self.digest.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+@dataclass
+class Opened:
+    """A text stream; undecodable bytes are lone surrogates in it, and line ends are as in the file."""
+
+    text: TextIO
+    raw: _Digesting
+
+    def sha256(self) -> str:
+        """Of the whole file as it lies there."""
+        while self.raw.read(1 << 20):
+            pass
+        return self.raw.digest.hexdigest()
+
+
+@contextmanager
+def open_file(file: File) -> Iterator[Opened]:
+    """Raises NotFound, StorageError, and DataError for what is no text file."""
+    raw = _Digesting(_open_binary(file.path))
+    try:
+        buffered: Any = io.BufferedReader(raw, 1 << 20)
+        if file.path.endswith(".gz"):
+            buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)  # type: ignore[type-var]
+        head = buffered.peek(8)
+        for magic, what, remedy in NOT_TEXT:
+            if head.startswith(magic):
+                raise DataError(f"is {what}, not text.", where=file.path, remedy=remedy)
+        yield Opened(io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline=""), raw)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"is damaged: {error}.", where=file.path, remedy="Fetch it again.") from None
+    finally:
+        raw.close()
+
+
+def _open_binary(path: str) -> Any:
+    if path.startswith("s3://"):
+        filesystem, key = open_storage(path).arrow()
+        return filesystem.open_input_stream(key, compression=None)
+    if path.startswith("package:"):
+        name, _, inside = path.removeprefix("package:").partition("/")
+        local = _package(name, path) / inside
+    else:
+        local = Path(path)
+    try:
+        return local.open("rb", buffering=0)
+    except OSError as error:
+        raise NotFound(f"cannot be read: {error.strerror}.", where=path, remedy="Every node of the cluster must see it; or use s3://.") from None
