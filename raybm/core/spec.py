@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -60,7 +61,8 @@ def load(cls: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
         raise SpecError((Problem("", f"is not UTF-8 (byte {error.start}).", "Save the file as UTF-8."),), str(path)) from None
     data, lines = yamlfile.parse(text, str(path))
     for override in overrides:
-        data = _set(data, override)
+        data, changed = _set(data, override)
+        lines = {key: line for key, line in lines.items() if key[: len(changed)] != changed} | {changed: 0}  # on no line of the file
     return parse(cls, data, str(path), lines)
 
 
@@ -76,15 +78,18 @@ def parse(cls: type[S], data: Any, source: str, lines: Mapping[yamlfile.Path, in
             break
         except ValidationError as error:
             again = False
-            for item in error.errors(include_url=False):
+            items = error.errors(include_url=False)
+            for item in items:
                 path = _path(item["loc"], data)
+                if item["type"] == "too_short" and _follows(item, items):
+                    continue
                 if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
                     problem, guess = _wrong_kind(cls, path, _at(data, path))
                     problems.append(problem)
                     if guess and isinstance(node := _at(data, path), dict):
                         node["kind"], again = guess, True
                 else:
-                    problems.append(_problem(cls, path, item))
+                    problems.append(_problem(cls, path, item, data))
             if not again:
                 break
     whole: Any = valid if valid is not None else _partial(cls, data)
@@ -94,13 +99,14 @@ def parse(cls: type[S], data: Any, source: str, lines: Mapping[yamlfile.Path, in
     return valid
 
 
-def _set(data: Any, override: str) -> Any:
+def _set(data: Any, override: str) -> tuple[Any, yamlfile.Path]:
+    """The document with one `--set` applied, and the path that it changed."""
     path, equals, text = override.partition("=")
     parts: list[str | int] = [int(p) if p.isdigit() else p for p in path.replace("[", ".").replace("]", "").split(".")]
     if not equals or "" in parts:
         raise SpecError((Problem(path, "--set takes KEY.PATH=VALUE.", "For example --set train.lr=3e-5."),), f"--set {override}")
     node = data
-    for part, following in zip(parts, parts[1:], strict=False):
+    for part, following in itertools.pairwise(parts):
         try:
             if isinstance(node, dict) and node.get(part) is None:
                 node[part] = [] if isinstance(following, int) else {}
@@ -116,8 +122,8 @@ def _set(data: Any, override: str) -> Any:
         node.append(None)
     if isinstance(node, list) and not (isinstance(last, int) and last < len(node)):
         raise SpecError((Problem(path, f"the list there has {len(node)} items.", "Count from 0."),), f"--set {override}")
-    node[last] = yamlfile.parse_scalar(text)
-    return data
+    node[last] = yamlfile.parse_fragment(text, f"--set {override}")
+    return data, tuple(parts)
 
 
 # ---- from pydantic's errors to ours
@@ -141,6 +147,12 @@ def _path(loc: tuple[str | int, ...], data: Any) -> yamlfile.Path:
     return tuple(path)
 
 
+def _follows(item: Any, items: Iterable[Any]) -> bool:
+    """Whether a list is too short only because pydantic left out the items that have errors of their own."""
+    loc = item["loc"]
+    return any(len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc and other["type"] != "missing" for other in items)
+
+
 def _at(data: Any, path: yamlfile.Path) -> Any:
     for part in path:
         try:
@@ -155,21 +167,24 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _problem(cls: type[Spec], path: yamlfile.Path, item: Any) -> Problem:
+def _problem(cls: type[Spec], path: yamlfile.Path, item: Any, data: Any) -> Problem:
     where, value, kind = yamlfile.dotted(path), item["input"], item["type"]
     if kind == "extra_forbidden":
-        known = _keys(cls, path[:-1])
+        known = sorted({name for branch in _branches(cls, path[:-1], data) for name in branch.model_fields})
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
         remedy = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
         return Problem(where, "unknown key.", remedy)
     if kind == "missing":
+        if isinstance(value, list | tuple):
+            return Problem(where, f"{_show(value)}: item {int(item['loc'][-1]) + 1} is missing.")
         return Problem(where, "this key is required and missing.")
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be").replace("String should", "should")
-    return Problem(where, f"{_show(value)}: {message}.".replace("..", "."))
+    quotes = kind == "string_type" and isinstance(value, int | float)
+    return Problem(where, f"{_show(value)}: {message}.".replace("..", "."), f'Write it in quotes: "{value}".' if quotes else "")
 
 
 def _wrong_kind(cls: type[Spec], path: yamlfile.Path, node: Any) -> tuple[Problem, str | None]:
-    branches = {branch.model_fields["kind"].default: branch for branch in _branches(cls, path)}
+    branches = {branch.model_fields["kind"].default: branch for branch in _branches(cls, path, INVALID)}
     where = yamlfile.dotted((*path, "kind"))
     if not isinstance(node, dict):
         return Problem(yamlfile.dotted(path), f"{_show(node)} is not a mapping.", f"Give `kind:` one of {', '.join(branches)}."), None
@@ -191,18 +206,17 @@ def _specs_in(annotation: Any) -> list[type[Spec]]:
     return [spec for arg in get_args(annotation) for spec in _specs_in(arg)]
 
 
-def _branches(cls: type[Spec], path: yamlfile.Path) -> list[type[Spec]]:
-    """The spec classes that may stand at `path`."""
+def _branches(cls: type[Spec], path: yamlfile.Path, data: Any) -> list[type[Spec]]:
+    """The spec classes that may stand at `path`; where the document says which (by `kind`), only that one."""
     found: list[type[Spec]] = [cls]
     for part in path:
+        data = _at(data, (part,))
         if isinstance(part, str):
             fields = [c.model_fields[part] for c in found if part in c.model_fields]
             found = [spec for field in fields for spec in _specs_in(field.annotation)]
+        kind = data.get("kind") if isinstance(data, dict) else None
+        found = [spec for spec in found if "kind" in spec.model_fields and spec.model_fields["kind"].default == kind] or found
     return found
-
-
-def _keys(cls: type[Spec], path: yamlfile.Path) -> list[str]:
-    return sorted({name for branch in _branches(cls, path) for name in branch.model_fields})
 
 
 def _tidy(problems: list[Problem], lines: Mapping[yamlfile.Path, int]) -> Iterator[Problem]:
@@ -211,7 +225,7 @@ def _tidy(problems: list[Problem], lines: Mapping[yamlfile.Path, int]) -> Iterat
     by_dotted = {yamlfile.dotted(path): line for path, line in lines.items()}
     for problem in problems:
         line, path = by_dotted.get(problem.path), problem.path
-        while line is None and path:
+        while line is None and path:  # the key is not there: its nearest parent is
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
             line = by_dotted.get(path)
         first = merged.get(problem.path)
@@ -239,9 +253,9 @@ def _partial(cls: type[Spec], data: Mapping[str, Any]) -> _Partial:
 def _field(field: FieldInfo, data: Mapping[str, Any], name: str) -> Any:
     if name not in data:
         return INVALID if field.is_required() else field.get_default(call_default_factory=True)
-    value = data[name]
+    value, annotation = data[name], cast(Any, Annotated[field.annotation, field])
     try:
-        return TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+        return TypeAdapter(annotation).validate_python(value)
     except ValidationError:
         return _broken(_specs_in(field.annotation), value)
 

@@ -15,9 +15,10 @@ from raybm.core.errors import Problem, SpecError
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    """Begins with no resolvers at all; those of YAML 1.2's core schema follow."""
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -33,11 +34,12 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))  # type: ignore[arg-type]
 
 Path = tuple[str | int, ...]
+MAX_DEPTH = 40
 
 
-def parse_scalar(text: str) -> Any:
-    """The value of one YAML fragment, as in `--set train.lr=3e-5`."""
-    return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+def parse_fragment(text: str, source: str) -> Any:
+    """The value of a piece of YAML, as in `--set train.lr=3e-5` or `--set publish.gate={macro_f1: ">= 0.8"}`. Raises SpecError."""
+    return parse(text, source)[0] if text.strip() else None
 
 
 def parse(text: str, source: str) -> tuple[Any, dict[Path, int]]:
@@ -63,6 +65,9 @@ def parse(text: str, source: str) -> tuple[Any, dict[Path, int]]:
 
 def _walk(node: yaml.Node, path: Path, lines: dict[Path, int], problems: list[Problem]) -> None:
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(path) > MAX_DEPTH:
+        what = f"nested more than {MAX_DEPTH} deep."
+        raise SpecError((Problem(dotted(path[:3]), what, "Does an alias (*name) stand inside its own anchor (&name)?"),))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
