@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ FILE = "metrics.jsonl"
 
 
 class Events:
-    """Appends to `folder`/metrics.jsonl; safe for threads of one process."""
+    """Appends to `folder`/metrics.jsonl, then tells the listeners (kind, fields); safe for threads of one process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listeners: Sequence[Callable[[str, dict[str, Any]], None]] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / FILE
+        self.path, self.listeners = folder / FILE, listeners
         self._lock = threading.Lock()
 
     def emit(self, kind: str, **fields: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields}, ensure_ascii=False)
         with self._lock, self.path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+        for listener in self.listeners:
+            listener(kind, fields)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,123 @@
+"""What a person sees while a run goes on: one live line in a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 10.0  # between two training lines in a log
+
+
+class Display:
+    """Listens to a run's events and progress lines; safe for threads.
+
+    In a terminal the last line lives: a bar with step, loss, tokens/s and time left while training, the last progress line and
+    its age otherwise. Elsewhere training is told every 10 s; validations and progress lines at once in both.
+    """
+
+    def __init__(self, run: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock = console or Console(), clock
+        self._lock = threading.Lock()
+        self._status, self._since = run, clock()
+        self._train: dict[str, Any] | None = None  # the last training event, while training
+        self._pace = Pace()
+        self._told = -math.inf
+        self._spinner = Spinner("dots")
+        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def line(self, text: str) -> None:
+        """One line to a person, at once."""
+        with self._lock:
+            self._status, self._since = text, self.clock()
+        self._print(text)
+
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
+        """A listener for core.events.Events."""
+        if kind == "train":
+            self._on_train(fields)
+        elif kind == "validate":
+            self._print(f"  validation at step {fields['step']:,}: loss {fields['loss']:.4f}, accuracy {fields['accuracy']:.4f}")
+        elif kind == "resume":
+            with self._lock:
+                self._pace = Pace(fields["step"])
+            self._print(f"  training goes on from the checkpoint of step {fields['step']:,}")
+        elif kind == "stage":
+            with self._lock:
+                self._train = None
+
+    def _on_train(self, fields: dict[str, Any]) -> None:
+        now = self.clock()
+        with self._lock:
+            self._train = fields
+            self._pace.note(fields["step"], fields["seconds"], now)
+            due = now - self._told >= PLAIN_EVERY_S or fields["step"] == fields["steps"]
+            if due:
+                self._told = now
+        if due and not self.console.is_terminal:
+            self._print(f"  step {fields['step']:,} of {fields['steps']:,}: {self._numbers(fields)}")
+
+    def _numbers(self, fields: dict[str, Any]) -> str:
+        text = f"loss {fields['loss']:.4f}, accuracy {fields['accuracy']:.4f}, {fields['tokens_per_s']:,.0f} tokens/s"
+        left = self._pace.seconds_left(fields["steps"])
+        return f"{text}, {duration(left)} left" if left else text
+
+    def _print(self, text: str) -> None:
+        with self._lock:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        fields, age = self._train, self.clock() - self._since
+        row = Table.grid(padding=(0, 1))
+        if fields is None:
+            row.add_row(self._spinner, Text(self._status, "dim", overflow="ellipsis", no_wrap=True), Text(duration(age), "dim"))
+            return row
+        step, steps = fields["step"], fields["steps"]
+        numbers = Text(self._numbers(fields), overflow="ellipsis", no_wrap=True)
+        row.add_row(self._spinner, Text(f"train {step:,}/{steps:,}", "bold"), ProgressBar(steps, step, width=16), numbers)
+        return row
+
+
+class Pace:
+    """Wall-clock seconds a step, validations and checkpoints included, since training (or its resumption at `step`) began."""
+
+    def __init__(self, step: int = 0) -> None:
+        self._first, self._last = step, step
+        self._started: float | None = None
+        self._now = 0.0
+
+    def note(self, step: int, seconds: float, now: float) -> None:
+        """`seconds`: how long the steps since the last note took; says when the first ones began."""
+        if self._started is None:
+            self._started = now - seconds
+        self._last, self._now = step, now
+
+    def seconds_left(self, steps: int) -> float | None:
+        if self._started is None or self._last <= self._first:
+            return None
+        return (self._now - self._started) / (self._last - self._first) * (steps - self._last)
+
+
+def duration(seconds: float) -> str:
+    """75 → 1:15, 3700 → 1:01:40."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
