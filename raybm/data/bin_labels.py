@@ -29,9 +29,11 @@ class BinLabels(Step):
         Check(("edges",), lambda edges: ("the edges do not rise.", "Sort them.") if list(edges) != sorted(set(edges)) else None),
         Check(
             ("labels", "edges"),
-            lambda labels, edges: (f"{len(edges)} edges make {len(edges) + 1} intervals, and there are {len(labels)} labels.", "Name each.")
-            if len(labels) != len(edges) + 1
-            else None,
+            lambda labels, edges: (
+                (f"{len(edges)} edges make {len(edges) + 1} intervals, and there are {len(labels)} labels.", "Name each.")
+                if len(labels) != len(edges) + 1
+                else None
+            ),
         ),
     )
 
@@ -46,7 +48,7 @@ class BinLabels(Step):
         known = ~np.isnan(numbers)
         names = np.array(self.labels, dtype=object)[np.searchsorted(np.array(self.edges), numbers, side="right")]
         names[~known] = None
-        undecided = known & np.equal(names, None)
+        undecided = known & np.array([name is None for name in names])
         return frame.assign(
             label=names,
             _bad=np.where(known, "", f"{self.column} is not a number"),

@@ -24,7 +24,10 @@ class Delimited(Source):
     quoting: bool = True
     """Whether double quotes enclose fields; off for files where a quote is just a character."""
 
-    CHECKS: ClassVar[tuple[Check, ...]] = (*Source.CHECKS, Check(("columns", "header"), lambda columns, header: _headerless(columns, header)))
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        *Source.CHECKS,
+        Check(("columns", "header"), lambda columns, header: _headerless(columns, header)),
+    )
 
     def rows(self, stream: TextIO) -> Iterator[tuple[int, Row | str]]:
         csv.field_size_limit(MAX_FIELD)

@@ -46,18 +46,23 @@ def expand(path: str) -> tuple[File, ...]:
     elif path.startswith("package:"):
         name, _, inside = path.removeprefix("package:").partition("/")
         folder = _package(name, path)
-        files = [File(f"package:{name}/{Path(found).relative_to(folder).as_posix()}", size) for found, size in _on_disk(f"{glob.escape(str(folder))}/{inside}")]
+        files = [
+            File(f"package:{name}/{Path(found).relative_to(folder).as_posix()}", size)
+            for found, size in _on_disk(f"{glob.escape(str(folder))}/{inside}")
+        ]
     else:
         files = [File(found, size) for found, size in _on_disk(str(Path(path).expanduser().absolute()))]
     if not files:
         what = "matches no file." if WILDCARD.search(path) else "there is no such file."
-        raise NotFound(what, where=path, remedy="Check the path" + (" (a folder needs a pattern, such as folder/*.csv)." if _is_folder(path) else "."))
+        raise NotFound(
+            what, where=path, remedy="Check the path" + (" (a folder needs a pattern, such as folder/*.csv)." if _is_folder(path) else ".")
+        )
     return tuple(files)
 
 
 def _on_disk(pattern: str) -> list[tuple[str, int]]:
     plain = Path(pattern)
-    found = [pattern] if plain.is_file() else glob.glob(pattern, recursive=True)  # a file may have a [ in its name
+    found = [pattern] if plain.is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207  (a whole pattern, absolute)
     return [(name, Path(name).stat().st_size) for name in sorted(found) if Path(name).is_file()]
 
 
@@ -69,7 +74,9 @@ def _package(name: str, path: str) -> Path:
     module = name.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise NotFound(f"there is no installed package {name!r}.", where=path, remedy=f"Install it (pip install {name}), or check its import name.")
+        raise NotFound(
+            f"there is no installed package {name!r}.", where=path, remedy=f"Install it (pip install {name}), or check its import name."
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -81,7 +88,8 @@ def _in_storage(path: str) -> list[File]:
     pattern = parts[fixed:]
     folder = "/".join([f"s3://{bucket}", *parts[:fixed]])
     storage = open_storage(folder)
-    keys = [key for key in storage.keys() if _matches(key.split("/"), pattern)]
+    names = storage.keys()
+    keys = [key for key in names if _matches(key.split("/"), pattern)]
     filesystem, root = storage.arrow()
     infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
     return [File(f"{folder}/{key}", info.size) for key, info in zip(keys, infos, strict=True) if info.type == pyarrow.fs.FileType.File]
@@ -142,7 +150,7 @@ def open_file(file: File) -> Iterator[Opened]:
     try:
         buffered: Any = io.BufferedReader(raw, 1 << 20)
         if file.path.endswith(".gz"):
-            buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)  # type: ignore[type-var]
+            buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)
         head = buffered.peek(8)
         for magic, what, remedy in NOT_TEXT:
             if head.startswith(magic):
@@ -166,4 +174,6 @@ def _open_binary(path: str) -> Any:
     try:
         return local.open("rb", buffering=0)
     except OSError as error:
-        raise NotFound(f"cannot be read: {error.strerror}.", where=path, remedy="Every node of the cluster must see it; or use s3://.") from None
+        raise NotFound(
+            f"cannot be read: {error.strerror}.", where=path, remedy="Every node of the cluster must see it; or use s3://."
+        ) from None

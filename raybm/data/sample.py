@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Sample(Step):
-    """Keep about `share` of the rows, chosen by the digest of their content: the same ones every time, a subset of those of a larger share."""
+    """Keep about `share` of the rows, chosen by the digest of their content: the same every time, and a part of those of a larger share."""
 
     kind: Literal["sample"] = "sample"
     share: Annotated[float, Field(gt=0, le=1)]

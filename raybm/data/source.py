@@ -16,9 +16,11 @@ class Source(Spec):
     """Files of one format. Members of the family implement `rows`."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A file, a glob, `s3://bucket/prefix/*.jsonl`, or `package:NAME/inside/*.txt` for files of an installed Python package; `.gz` is unpacked."""
+    """A file, a glob, `s3://bucket/prefix/*.jsonl`, or `package:NAME/inside/*.txt` for files of an installed Python package.
+    UTF-8; what ends in `.gz` is unpacked."""
     columns: dict[str, str | int] = {}
-    """Standard name (`text`, `label`, `messages`, `prompt`, `completion`; others are for the steps) → the file's column name, or its 0-based position."""
+    """Standard name (`text`, `label`, `messages`, `prompt`, `completion`) or one that a step asks for → the file's column name,
+    or its 0-based position."""
     split: Literal["train", "validation", "test"] | None = None
     """Put all rows into this split. Default: dealt out by `data.split`."""
     slice: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
