@@ -57,7 +57,9 @@ def _on_ray(job: JobSpec, address: str | None, progress: Any) -> Iterator[None]:
     resources = job.resources
     ask = Ask(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type, DATA_CPUS)
     needed = resources.workers * resources.cpus_per_worker + DATA_CPUS
-    with connect(cpus=needed, gpus=resources.workers * resources.gpus_per_worker, address=address, say=progress, dashboard=True) as connection:
+    with connect(
+        cpus=needed, gpus=resources.workers * resources.gpus_per_worker, address=address, say=progress, dashboard=True
+    ) as connection:
         if connection.dashboard_url:
             progress(f"Ray's dashboard: {connection.dashboard_url}")
         check_placement(ask)

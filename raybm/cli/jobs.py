@@ -55,7 +55,9 @@ def _dry_run(job: JobSpec) -> None:
 def submit(
     spec: Annotated[Path, typer.Argument(help="The job's YAML, inside the working directory.")],
     overrides: Annotated[list[str], SET] = [],  # noqa: B006
-    address: Annotated[str | None, typer.Option("--address", help="The dashboard's URL. Default: RAY_API_SERVER_ADDRESS, then http://127.0.0.1:8265.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The dashboard's URL. Default: RAY_API_SERVER_ADDRESS, then http://127.0.0.1:8265.")
+    ] = None,
     working_dir: Annotated[Path | None, typer.Option("--working-dir", help="What the cluster gets to see. Default: here.")] = None,
     follow: Annotated[bool, typer.Option(help="Show the log until the job ends.")] = True,
 ) -> None:
@@ -208,7 +210,9 @@ def predict(
     model: Annotated[str, typer.Argument(help="registry:name@alias, file:path, package:name, ...; name@alias is short for registry:")],
     file: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV, TSV or text.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: FILE.predictions.jsonl")] = None,
-    columns: Annotated[list[str], typer.Option("--column", metavar="NAME=COLUMN", help="Standard name = the file's column, such as text=review.")] = [],  # noqa: B006
+    columns: Annotated[
+        list[str], typer.Option("--column", metavar="NAME=COLUMN", help="Standard name = the file's column, such as text=review.")
+    ] = [],  # noqa: B006
     storage: Annotated[str, STORAGE] = DEFAULT_STORAGE,
     batch: Annotated[int, typer.Option("--batch", min=1)] = 64,
     address: Annotated[str | None, ADDRESS] = None,

@@ -41,7 +41,9 @@ def show(model: Model, storage: Storage = DEFAULT_STORAGE) -> None:
 def promote(
     model: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Such as sentiment@3.")],
     alias: Annotated[str, typer.Argument(help="Such as prod.")],
-    expect: Annotated[int | None, typer.Option("--expect", help="Only if the alias points to this version. Default: to what it points now.")] = None,
+    expect: Annotated[
+        int | None, typer.Option("--expect", help="Only if the alias points to this version. Default: to what it points now.")
+    ] = None,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Point an alias to a version (compare-and-swap)."""

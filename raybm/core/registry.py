@@ -49,7 +49,7 @@ class Version(Spec):
     """UTC, ISO 8601."""
     files: dict[str, FileDigest]
     facts: dict[str, JsonValue]
-    """What the publisher knew: job, spec, lineage, evaluation, code revision, package versions."""
+    """What the publisher knew: the evaluation, and the lineage (data digests, spec, artifacts, code revision, package versions, parent)."""
 
 
 class Move(Spec):

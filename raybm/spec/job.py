@@ -45,9 +45,11 @@ class Split(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("validation", "test"),
-            lambda validation, test: (f"validation and test take {validation + test:g} of the rows.", "Leave some for training.")
-            if validation + test >= 1
-            else None,
+            lambda validation, test: (
+                (f"validation and test take {validation + test:g} of the rows.", "Leave some for training.")
+                if validation + test >= 1
+                else None
+            ),
         ),
     )
 
@@ -136,7 +138,10 @@ def _columns(sources: tuple[SourceSpec, ...], task: TaskSpec) -> tuple[str, str]
     for source in sources:
         given = set(source.columns)
         if given and not given & known:
-            return f"{source.path} maps {', '.join(sorted(given))}, and {task.kind} needs {' or '.join(' + '.join(g) for g in task.COLUMNS)}.", "Map those."
+            return (
+                f"{source.path} maps {', '.join(sorted(given))}, and {task.kind} needs {' or '.join(' + '.join(g) for g in task.COLUMNS)}.",
+                "Map those.",
+            )
     return None
 
 

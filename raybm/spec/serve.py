@@ -51,7 +51,9 @@ class ServedModel(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("ref",),
-            lambda ref: ("a model from scratch knows nothing.", "Serve a trained one: registry:name@alias.") if ref.startswith("scratch:") else None,
+            lambda ref: (
+                ("a model from scratch knows nothing.", "Serve a trained one: registry:name@alias.") if ref.startswith("scratch:") else None
+            ),
         ),
     )
 
@@ -89,13 +91,17 @@ class ServeSpec(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("models",),
-            lambda models: ("two models have the same name.", "Give each its own.") if len({m.name for m in models}) < len(models) else None,
+            lambda models: (
+                ("two models have the same name.", "Give each its own.") if len({m.name for m in models}) < len(models) else None
+            ),
         ),
         Check(
             ("models",),
-            lambda models: (f"{GATEWAY_NAME!r} is the gateway's own name.", "Call the model something else.")
-            if any(m.name == GATEWAY_NAME for m in models)
-            else None,
+            lambda models: (
+                (f"{GATEWAY_NAME!r} is the gateway's own name.", "Call the model something else.")
+                if any(m.name == GATEWAY_NAME for m in models)
+                else None
+            ),
         ),
     )
 
@@ -121,7 +127,9 @@ class Application(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("import_path",),
-            lambda path: (f"{path!r} is not raybm's application.", "Use raybm.serving.app:build.") if path != "raybm.serving.app:build" else None,
+            lambda path: (
+                (f"{path!r} is not raybm's application.", "Use raybm.serving.app:build.") if path != "raybm.serving.app:build" else None
+            ),
         ),
     )
 

@@ -68,8 +68,10 @@ class TrainSpec(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("precision", "zero.stage"),
-            lambda precision, stage: ("bf16 without ZeRO has no fp32 master weights and drifts.", "Use zero.stage 1, 2 or 3, or fp32.")
-            if precision == "bf16" and stage == 0
-            else None,
+            lambda precision, stage: (
+                ("bf16 without ZeRO has no fp32 master weights and drifts.", "Use zero.stage 1, 2 or 3, or fp32.")
+                if precision == "bf16" and stage == 0
+                else None
+            ),
         ),
     )

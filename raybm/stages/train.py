@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.stall_timeout_s)),
     )
-    with _forward(sink, context):
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
+    _fit(trainer, sink, context)
     summary: dict[str, Any] = ray.get(sink.summary.remote(), timeout=30)
     out.storage.delete("ray_train")
     return summary
@@ -89,7 +84,9 @@ def _cause(error: BaseException) -> RaybmError:
             return inner
     first = next(iter(failures.values()), error)
     lines = [line for line in str(first).splitlines() if line.strip()]
-    return RaybmError(lines[-1] if lines else repr(first), where="train", remedy="The run's log has the whole of it; the same command resumes.")
+    return RaybmError(
+        lines[-1] if lines else repr(first), where="train", remedy="The run's log has the whole of it; the same command resumes."
+    )
 
 
 class EventSink:
@@ -113,34 +110,34 @@ class EventSink:
         return self._summary
 
 
-@contextlib.contextmanager
-def _forward(sink: Any, context: Context) -> Iterator[None]:
-    """While the trainer fits, bring the ranks' events to the run's metrics.jsonl and TensorBoard."""
+def _fit(trainer: Any, sink: Any, context: Context) -> None:
+    """Run the trainer in a thread of its own, for this one to bring the ranks' events to metrics.jsonl and TensorBoard,
+    and so that Ctrl-C reaches us and not Ray's own handler."""
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(context.run_dir / "tensorboard"))
-    done = threading.Event()
+    failures: list[BaseException] = []
 
-    def drain() -> None:
-        for kind, fields in ray.get(sink.drain.remote(), timeout=30):
-            context.events.emit(kind, **fields)
-            for name, value in fields.items():
-                if name != "step" and isinstance(value, int | float):
-                    board.add_scalar(f"{kind}/{name}", value, fields["step"])
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001  (raised in the waiting thread)
+            failures.append(error)
 
-    def loop() -> None:
-        while not done.wait(POLL_S):
-            drain()
-
-    thread = threading.Thread(target=loop, name="raybm-events", daemon=True)
+    thread = threading.Thread(target=fit, name="raybm-fit", daemon=True)
     thread.start()
+    board = SummaryWriter(str(context.run_dir / "tensorboard"))
     try:
-        yield
+        while thread.is_alive():
+            thread.join(timeout=POLL_S)
+            for kind, fields in ray.get(sink.drain.remote(), timeout=60):
+                context.events.emit(kind, **fields)
+                for name, value in fields.items():
+                    if name != "step" and isinstance(value, int | float):
+                        board.add_scalar(f"{kind}/{name}", value, fields["step"])
     finally:
-        done.set()
-        thread.join(timeout=30)
-        drain()
         board.close()
+    if failures:
+        raise _cause(failures[0]) from failures[0]
 
 
 # ---- in the worker
@@ -152,7 +149,8 @@ def worker(config: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray.train import get_context
     from ray.train.torch import get_device
-    from transformers import AutoTokenizer, logging as transformers_logging
+    from transformers import AutoTokenizer
+    from transformers import logging as transformers_logging
 
     from raybm import ops
     from raybm.training import loop

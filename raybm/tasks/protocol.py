@@ -29,13 +29,17 @@ class LossSum:
 
 class Task(Protocol):
     def labels(self, seen: Sequence[str]) -> tuple[str, ...]:
-        """The label set, from the distinct `label` values of the training split. () for tasks without labels. Raises DataError."""
+        """The label set, from the distinct `label` values of the training split; () for tasks without. Raises DataError."""
 
-    def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
+    def encode(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
+    ) -> list[dict[str, Any]]:
         """Rows of standard columns → rows of token ids (`input_ids`, `labels`: lists of int). May return fewer rows or more
         (packing). A row that cannot be encoded comes back as {"_bad": reason}."""
 
-    def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def model(
+        self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
         """The model with this task's head: from a folder's weights, or from scratch by a transformers config
         (`model_type` and its fields) where `folder` is None."""
 
@@ -51,6 +55,6 @@ class Task(Protocol):
         """Rows of standard columns → inputs for the engine's Predicts, or None where the score needs only the loss."""
 
     def score(self, predictions: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-        """Predictions of the engine beside the rows they are for → metrics: numbers by name, and `per_class`, `confusion` where they apply."""
+        """Predictions of the engine beside the rows they are for → numbers by name, and `per_class`, `confusion` where they apply."""
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature: ...

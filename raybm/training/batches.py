@@ -34,10 +34,9 @@ class Rows:
         table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
         columns = {}
         for name in table.column_names:
-            chunks = table[name].chunks
-            if len(chunks) != 1:
-                raise ValueError(f"{self.path}: column {name} has {len(chunks)} chunks; the file is written with one")
-            columns[name] = (chunks[0].offsets.to_numpy(), chunks[0].values.to_numpy())
+            chunks = table[name].chunks  # one, as `open_rows` writes it; none where there are no rows
+            lists = chunks[0] if chunks else pa.array([], table[name].type)
+            columns[name] = (lists.offsets.to_numpy(), lists.values.to_numpy())
         return columns
 
     def __len__(self) -> int:
@@ -86,7 +85,7 @@ class Schedule:
         epoch, place = divmod(step, self.steps_per_epoch)
         batch = self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
         parts = np.array_split(batch, self.workers * self.accumulation)
-        return [parts[micro * self.workers + rank] for micro in range(self.accumulation)]
+        return [parts[micro * self.workers + rank].tolist() for micro in range(self.accumulation)]
 
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_epoch", None) != epoch:

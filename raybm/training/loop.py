@@ -112,7 +112,6 @@ def train(
 
 
 def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, micro_batch: int, device: str) -> Any:
-    import torch._dynamo  # before DeepSpeed patches tensor constructors (a lazy import fails inside it)
 
     import deepspeed
 
@@ -211,10 +210,8 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 
 def export(engine: Any) -> dict[str, torch.Tensor] | None:
     """The whole weights on rank 0's CPU, gathered from the shards. Collective; None on the other ranks."""
-    if engine.zero_optimization_stage() == 3:
-        state = engine._zero3_consolidated_16bit_state_dict()
-    else:
-        state = engine.module.state_dict()
+    sharded = engine.zero_optimization_stage() == 3
+    state = engine._zero3_consolidated_16bit_state_dict() if sharded else engine.module.state_dict()
     if dist.get_rank() != 0:
         return None
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

@@ -15,7 +15,8 @@ EXIT_CODE = 75
 
 
 class Watchdog:
-    """Within its `with`, the process ends with EXIT_CODE when `alive` is not called for `timeout_s`; where each thread stood goes to stderr."""
+    """Within its `with`, the process ends with EXIT_CODE when `alive` is not called for `timeout_s`.
+    Where each thread stood goes to stderr."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s

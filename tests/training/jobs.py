@@ -14,7 +14,14 @@ from raybm.core.storage import open_storage
 from raybm.spec.train import TrainSpec
 
 LABELS = ("a", "b", "c")
-CONFIG = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32}
+CONFIG = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}
 
 
 def prepared(folder: Path, rows: int = 70, validation: int = 13) -> Artifact:
@@ -22,7 +29,9 @@ def prepared(folder: Path, rows: int = 70, validation: int = 13) -> Artifact:
     random = np.random.default_rng(0)
     for split, count in (("train", rows), ("validation", validation)):
         ids = [random.integers(6, 60, size=random.integers(3, 12)).tolist() for _ in range(count)]
-        table = pa.table({"input_ids": pa.array(ids, pa.list_(pa.int32())), "labels": pa.array([[row[0] % 3] for row in ids], pa.list_(pa.int32()))})
+        table = pa.table(
+            {"input_ids": pa.array(ids, pa.list_(pa.int32())), "labels": pa.array([[row[0] % 3] for row in ids], pa.list_(pa.int32()))}
+        )
         (folder / "encoded" / split).mkdir(parents=True)
         pq.write_table(table, folder / "encoded" / split / "0.parquet")
     return Artifact(open_storage(str(folder)), "prepare", f"test-{folder.name}-{abs(hash(str(folder)))}")
@@ -42,7 +51,11 @@ def model(seed: int = 3) -> Any:
     from raybm.tasks import TextClassification
 
     torch.manual_seed(seed)
-    return TextClassification().build().model(None, CONFIG | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, LABELS, tokenizer())
+    return (
+        TextClassification()
+        .build()
+        .model(None, CONFIG | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}, LABELS, tokenizer())
+    )
 
 
 def train(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
@@ -77,7 +90,9 @@ def plain_ddp(prepare: Artifact, spec: dict[str, Any]) -> list[float]:
     replica = torch.nn.parallel.DistributedDataParallel(model())
     decayed = [p for p in replica.parameters() if p.ndim > 1]
     spared = [p for p in replica.parameters() if p.ndim <= 1]
-    adam = torch.optim.AdamW([{"params": decayed, "weight_decay": given.weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=given.lr, betas=given.betas)
+    adam = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": given.weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=given.lr, betas=given.betas
+    )
     schedule = Schedule(len(rows), given.global_batch, world, given.micro_batch, 17)
     total = schedule.total_steps(given.epochs, given.max_steps)
     warm = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / total)

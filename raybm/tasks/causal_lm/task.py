@@ -26,7 +26,9 @@ class CausalLmTask:
     def labels(self, seen: Sequence[str]) -> tuple[str, ...]:
         return ()
 
-    def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
+    def encode(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
+    ) -> list[dict[str, Any]]:
         texts = [row["text"] for row in rows if row.get("text")]
         conversations = [self._conversation(row, tokenizer, max_length) for row in rows if not row.get("text")]
         return self._pack(texts, tokenizer, max_length) + conversations
@@ -84,4 +86,6 @@ class CausalLmTask:
         return {}
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
-        return Signature(problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=max_length)
+        return Signature(
+            problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=max_length
+        )

@@ -26,12 +26,13 @@ class TextClassificationTask:
     def labels(self, seen: Sequence[str]) -> tuple[str, ...]:
         labels = self.spec.labels or tuple(sorted(seen))
         if len(labels) < 2:
-            raise DataError(
-                f"the training split holds {len(labels)} label(s): {', '.join(labels)}.", where="task", remedy="A classifier needs two or more."
-            )
+            what = f"the training split holds {len(labels)} label(s): {', '.join(labels)}."
+            raise DataError(what, where="task", remedy="A classifier needs two or more.")
         return labels
 
-    def encode(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
+    def encode(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
+    ) -> list[dict[str, Any]]:
         if not rows:
             return []
         index = {label: i for i, label in enumerate(labels)}

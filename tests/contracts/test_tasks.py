@@ -1,0 +1,85 @@
+"""Every member of the task family keeps the protocol. A new task is tested here unasked: it only needs rows."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from raybm.tasks import TaskSpec
+from raybm.tasks.protocol import Task
+
+MEMBERS = get_args(get_args(TaskSpec)[0])
+TEXTS = ("the cat sat on the mat", "a dog ran", "birds sing at dawn", "rain")
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "text_classification": [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(TEXTS)],
+    "causal_lm": [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]} for text in TEXTS],
+}
+CONFIG: dict[str, dict[str, Any]] = {
+    "text_classification": {
+        "model_type": "bert",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    },
+    "causal_lm": {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", *alphabet])}
+    bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_, pad_token="<pad>", eos_token="<end>")
+
+
+@pytest.fixture(params=MEMBERS, ids=lambda member: member.model_fields["kind"].default)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param.model_fields["kind"].default)
+
+
+@pytest.fixture
+def task(kind: str) -> Task:
+    spec = next(member for member in MEMBERS if member.model_fields["kind"].default == kind)
+    built: Task = spec().build()
+    return built
+
+
+def test_encode_collate_loss(kind: str, task: Task, tokenizer: Any) -> None:
+    rows = ROWS[kind]
+    labels = task.labels(sorted({row["label"] for row in rows if "label" in row}))
+    encoded = task.encode(rows, tokenizer, labels, 64)
+    assert encoded == task.encode(rows, tokenizer, labels, 64)
+    assert all(set(row) == {"input_ids", "labels"} and 0 < len(row["input_ids"]) <= 64 for row in encoded)
+    assert all(isinstance(i, int) for row in encoded for i in [*row["input_ids"], *row["labels"]])
+
+    torch.manual_seed(0)
+    model = task.model(None, CONFIG[kind], labels, tokenizer).eval()
+    whole = task.collate(encoded, tokenizer)
+    together = task.loss(model, whole)
+    alone = [task.loss(model, task.collate([row], tokenizer)) for row in encoded]
+    assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in alone), rel=1e-5)  # padding changes nothing
+    assert int(together.correct) == sum(int(loss.correct) for loss in alone)
+    assert int(task.units(whole)) == sum(int(task.units(task.collate([row], tokenizer))) for row in encoded) > 0
+
+
+def test_an_empty_batch_counts_for_nothing_and_still_has_a_gradient(kind: str, task: Task, tokenizer: Any) -> None:
+    model = task.model(None, CONFIG[kind], ("a", "b"), tokenizer)
+    empty = task.collate([], tokenizer)
+    loss = task.loss(model, empty)
+    assert (int(task.units(empty)), float(loss.total.detach()), int(loss.correct)) == (0, 0.0, 0)
+    loss.total.backward()
+
+
+def test_signature_names_a_protocol(kind: str, task: Task) -> None:
+    signature = task.signature(("a", "b"), 64)
+    assert signature.protocols
+    assert signature.max_length == 64

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from raybm.core import runs
+from raybm.core.errors import NotFound
+from raybm.core.events import Events, by_step, read_events
+from raybm.core.storage import open_storage
+
+
+def test_cancel_reaches_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.02)
+    storage, noticed = open_storage(str(tmp_path)), threading.Event()
+    run = runs.Run(storage, "job", {"name": "job"}, on_cancel=noticed.set)
+    assert runs.cancel(storage, run.id).state == "running"
+    assert noticed.wait(5)
+    run.close(state="cancelled")
+    assert runs.read_state(storage, run.id).shown == "cancelled"
+    runs.cancel(storage, run.id)  # asking again changes nothing
+
+
+def test_a_quiet_run_is_shown_as_lost(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    run = runs.Run(storage, "job", {}, on_cancel=lambda: None)
+    run.close()
+    state = runs.read_state(storage, run.id)
+    assert state.shown == "running"
+    assert state.model_copy(update={"heartbeat": time.time() - runs.LOST_S - 1}).shown == "lost"
+
+
+def test_an_unknown_run_names_those_there_are(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    run = runs.Run(storage, "job", {}, on_cancel=lambda: None)
+    run.close(state="succeeded")
+    with pytest.raises(NotFound, match=run.id):
+        runs.read_state(storage, "nope")
+
+
+def test_events_survive_a_torn_line_and_count_the_last_of_a_step(tmp_path: Path) -> None:
+    events = Events(tmp_path)
+    for loss in (3.0, 2.0):
+        events.emit("train", step=1, loss=loss)
+    events.emit("validate", step=1, loss=9.0)
+    with events.path.open("a") as stream:
+        stream.write('{"kind": "train", "step": 2')
+    assert [event["loss"] for event in by_step(read_events(events.path), "train")] == [2.0]

@@ -1,0 +1,135 @@
+"""The runner with fake stages: what is done is not done again, what fails leaves no record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybm import runner
+from raybm.core.artifact import Artifact
+from raybm.core.context import Context
+from raybm.core.events import Events
+from raybm.core.runs import Run, states
+from raybm.core.spec import Spec
+from raybm.core.storage import open_storage
+from raybm.models.spec import ModelSpec
+from raybm.spec import JobSpec
+from raybm.spec.job import DataSpec
+from raybm.spec.train import TrainSpec
+
+JOB: dict[str, Any] = {
+    "name": "fake",
+    "task": {"kind": "text_classification"},
+    "model": {"ref": "package:nothing"},
+    "data": {"sources": [{"kind": "jsonl", "path": "x.jsonl"}]},
+    "evaluate": None,
+}
+
+
+class FakeStage:
+    CODE = ("core/errors.py",)
+
+    def __init__(self, name: str, inputs: tuple[str, ...], view: type[Spec]) -> None:
+        self.NAME, self.INPUTS, self.View = name, inputs, view
+        self.runs = 0
+        self.fails = False
+
+    def run(self, view: Any, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
+        self.runs += 1
+        out.storage.write("output", b"partial" if self.fails else b"whole")
+        if self.fails:
+            raise RuntimeError("broken")
+        return {"from": sorted(inputs)}
+
+
+class PrepareView(Spec):
+    seed: int
+    data: DataSpec
+    model: ModelSpec
+
+
+class TrainView(Spec):
+    train: TrainSpec
+    workers: int
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeStage, FakeStage]:
+    prepare, train = FakeStage("prepare", (), PrepareView), FakeStage("train", ("prepare",), TrainView)
+    monkeypatch.setattr(runner, "STAGES", (prepare, train))
+    return prepare, train
+
+
+class Walk:
+    """Runs jobs in one storage and counts how often Ray was brought up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.storage, self.ray_starts = folder, open_storage(str(folder)), 0
+        self.lines: list[str] = []
+
+    def __call__(self, **changes: Any) -> Any:
+        job = JobSpec.parse(JOB | {"storage": str(self.folder)} | changes)
+        run = Run(self.storage, job.name, job.canonical(), on_cancel=lambda: None)
+        context = Context(job.canonical(), job.name, self.storage, job.resources, run.folder, Events(run.folder), self.lines.append)
+        try:
+            records = runner.run(job, run, context, self.on_ray)
+        except RuntimeError:
+            run.close(state="failed")
+            raise
+        run.close(state="succeeded")
+        return records
+
+    @contextmanager
+    def on_ray(self) -> Iterator[None]:
+        self.ray_starts += 1
+        yield
+
+
+def test_what_is_done_is_not_done_again(stages: tuple[FakeStage, FakeStage], tmp_path: Path) -> None:
+    prepare, train = stages
+    walk = Walk(tmp_path)
+    records = walk()
+    assert records["train"].metrics == {"from": ["prepare"]}
+    assert records["train"].inputs == {"prepare": records["prepare"].key}
+    assert walk() == records
+    assert (prepare.runs, train.runs, walk.ray_starts) == (1, 1, 1)  # the second time without Ray
+    assert [state.state for state in states(walk.storage)] == ["succeeded", "succeeded"]
+
+
+def test_a_changed_learning_rate_redoes_training_and_not_data(stages: tuple[FakeStage, FakeStage], tmp_path: Path) -> None:
+    prepare, train = stages
+    walk = Walk(tmp_path)
+    walk()
+    walk(train={"lr": 1e-3})
+    assert (prepare.runs, train.runs) == (1, 2)
+    walk(seed=5)
+    assert (prepare.runs, train.runs) == (2, 3)
+    walk(name="other", resources={"cpus_per_worker": 2})  # what does not change the result is not part of the key
+    assert (prepare.runs, train.runs) == (2, 3)
+    walk(resources={"workers": 4})
+    assert (prepare.runs, train.runs) == (2, 4)
+
+
+def test_changed_code_makes_a_new_artifact(stages: tuple[FakeStage, FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(tmp_path)
+    walk()
+    monkeypatch.setattr(runner, "code_digest", lambda parts: "upgraded")
+    walk()
+    assert stages[0].runs == 2
+
+
+def test_a_failed_stage_leaves_no_record(stages: tuple[FakeStage, FakeStage], tmp_path: Path) -> None:
+    prepare, train = stages
+    walk = Walk(tmp_path)
+    train.fails = True
+    with pytest.raises(RuntimeError):
+        walk()
+    assert states(walk.storage)[0].state == "failed"
+    assert states(walk.storage)[0].stage == "train"
+    train.fails = False
+    walk()
+    assert (prepare.runs, train.runs) == (1, 2)
