@@ -1,22 +1,22 @@
 """DeepSpeed's shared-memory collectives for CPU ranks, compiled ahead.
 
-The first DeepSpeed start on a CPU compiles `deepspeed_shm_comm` with g++ and ninja: 105 s on two cores, in every rank's way. `python -m raybm.ops`
-(part of `make setup`) does it once, into a folder named after the versions it was built for, so an upgrade builds anew.
+The first DeepSpeed start on a CPU compiles `deepspeed_shm_comm` with g++ and ninja, one to two minutes in every rank's way.
+`python -m raybm.ops` (part of `make setup`) does it once, into a folder named after the versions it was built for, so an upgrade
+builds anew; afterwards a rank loads it in 0.05 s (measured).
 Training processes call `use()` before they import DeepSpeed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
 
@@ -62,36 +62,28 @@ def build_ops() -> Path:
         if shutil.which(tool) is None:
             raise NotFound(f"{tool} is not installed; DeepSpeed's CPU op cannot be compiled.", where=tool, remedy=remedy)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f"{OP}.lock"):
-        if is_built():
-            return folder
-        shutil.rmtree(folder / OP, ignore_errors=True)  # what an interrupted build left, torch's lock file (waited for without end) included
-        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-        try:
-            ShareMemCommBuilder().load(verbose=False)
-        except (RuntimeError, OSError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            what = f"the compilation failed: {lines[-1]}"
-            raise RaybmError(what, where=OP, remedy="Check that g++ compiles C++20 and matches torch's ABI.") from error
-        (folder / OP / "built").touch()
+    try:
+        with FileLock(folder / f"{OP}.lock", timeout=_BUILD_TIMEOUT_S):
+            if not is_built():
+                _compile(folder)
+    except Timeout:
+        what = f"another process has been building for {_BUILD_TIMEOUT_S:g} s."
+        raise DeadlineExceeded(what, where=str(folder), remedy="End it, then try again.") from None
     return folder
 
 
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    deadline = time.monotonic() + _BUILD_TIMEOUT_S
-    with lock.open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    what = f"another process has been building for {_BUILD_TIMEOUT_S:g} s."
-                    raise DeadlineExceeded(what, where=str(lock), remedy="End it, then try again.") from None
-                time.sleep(0.2)
-        yield
+def _compile(folder: Path) -> None:
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    shutil.rmtree(folder / OP, ignore_errors=True)  # what an interrupted build left, torch's lock file (waited for without end) included
+    try:
+        ShareMemCommBuilder().load(verbose=False)
+    except (RuntimeError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RaybmError(
+            f"the compilation failed: {lines[-1]}", where=OP, remedy="Check that g++ compiles C++20 for this torch."
+        ) from error
+    (folder / OP / "built").touch()
 
 
 def main() -> int:

@@ -48,16 +48,20 @@ class ModelSpec(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("config", "ref"),
-            lambda config, ref: (f"{ref} brings its own config.", "Drop `model.config`, or start from `scratch:model_type`.")
-            if config and not ref.startswith("scratch:")
-            else None,
+            lambda config, ref: (
+                (f"{ref} brings its own config.", "Drop `model.config`, or start from `scratch:model_type`.")
+                if config and not ref.startswith("scratch:")
+                else None
+            ),
         ),
         Check(
             ("tokenizer", "ref"),
-            lambda tokenizer, ref: ("a model from scratch needs a tokenizer.", "Add `tokenizer: {train: bpe, vocab_size: 8000}`.")
-            if ref.startswith("scratch:") and tokenizer is None
-            else ("a pretrained model's embeddings fit only its own tokenizer.", "Drop `model.tokenizer`.")
-            if tokenizer is not None and not ref.startswith("scratch:")
-            else None,
+            lambda tokenizer, ref: (
+                ("a model from scratch needs a tokenizer.", "Add `tokenizer: {train: bpe, vocab_size: 8000}`.")
+                if ref.startswith("scratch:") and tokenizer is None
+                else ("a pretrained model's embeddings fit only its own tokenizer.", "Drop `model.tokenizer`.")
+                if tokenizer is not None and not ref.startswith("scratch:")
+                else None
+            ),
         ),
     )

@@ -1,0 +1,84 @@
+"""What a model folder can do: its signature.json, or what its config.json says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raybm.core.errors import NotFound, Unsupported
+from raybm.core.signature import Signature
+
+_DEFAULT_LENGTH = 512
+_UNBOUNDED = 10**9  # tokenizers without a limit state 1e30
+_ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positions start at padding + 1
+
+
+def infer_signature(folder: Path) -> Signature:
+    """The folder's signature.json, or one inferred from the config's `architectures`: …ForSequenceClassification predicts,
+    …ForCausalLM generates, a bare encoder embeds. Raises NotFound, Unsupported, SpecError."""
+    if (own := Signature.read(folder)) is not None:
+        return own
+    config = _json(folder / "config.json")
+    if config is None:
+        raise NotFound("there is no config.json.", where=str(folder), remedy="Give the folder of a transformers model.")
+    architecture = (config.get("architectures") or [""])[0]
+    length = _length(config, folder)
+    if architecture.endswith("ForSequenceClassification"):
+        names = config.get("id2label") or {}
+        labels = tuple(str(names[key]) for key in sorted(names, key=int)) or tuple(f"LABEL_{i}" for i in range(config.get("num_labels", 2)))
+        if len(labels) < 2:
+            raise Unsupported(
+                f"{architecture} with one output is a regression.",
+                where=str(folder),
+                remedy="raybm serves classifiers of two classes or more.",
+            )
+        return Signature(
+            problem="text_classification",
+            protocols=("predicts",),
+            inputs=("text",),
+            outputs=("label", "score", "scores"),
+            labels=labels,
+            max_length=length,
+        )
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return Signature(problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=length)
+    if architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining")) and not config.get("is_encoder_decoder"):
+        return Signature(problem="embedding", protocols=("embeds",), inputs=("text",), outputs=("embedding",), max_length=length)
+    raise Unsupported(
+        f"{architecture or 'a config without architectures'} is nothing that raybm knows.",
+        where=str(folder),
+        remedy="It takes …ForSequenceClassification, …ForCausalLM and encoders, or a folder with a signature.json.",
+    )
+
+
+def positions(folder: Path) -> int | None:
+    """Longest sequence in tokens that the model in `folder` has positions for; None where its config sets no bound."""
+    return _positions(_json(folder / "config.json") or {})
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    stated = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")]
+    bound = next((value for value in stated if isinstance(value, int) and value > 0), None)
+    if bound and config.get("model_type") in _ROBERTA_LIKE:
+        bound -= (config.get("pad_token_id") or 1) + 1
+    return bound
+
+
+def _length(config: dict[str, Any], folder: Path) -> int:
+    """The config's positions; less where the tokenizer, or the file of sentence-transformers, says so (MiniLM: 256 of 512)."""
+    tokenizer = _json(folder / "tokenizer_config.json") or {}
+    sentences = _json(folder / "sentence_bert_config.json") or {}
+    limits = [_positions(config), tokenizer.get("model_max_length"), sentences.get("max_seq_length")]
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < _UNBOUNDED]
+    return min(known, default=_DEFAULT_LENGTH)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise Unsupported("is not JSON.", where=str(path), remedy="Fetch the model again.") from None
+    return data if isinstance(data, dict) else None
