@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@echo "== ready: source $(VENV)/bin/activate; raybm doctor"
 
 demo: $(READY) ## The main job: data, 2 ZeRO workers, evaluation, gate, registry, answering endpoint
-	@$(BIN)/python -m benchmarks.demo
+	@$(BIN)/python jobs/demo.py
 
 test: $(READY) ## All tests (needs no GPU, no network)
 	$(BIN)/python -m pytest

