@@ -15,7 +15,8 @@ def check_reference(ref: str) -> str:
     scheme, colon, rest = ref.partition(":")
     if not colon or scheme not in SCHEMES or (not rest and scheme != "scratch"):
         raise ValueError(
-            "should be hub:org/name@revision, file:path, s3://bucket/prefix, package:name, registry:name@alias-or-version, or scratch:model_type"
+            "should be hub:org/name@revision, file:path, s3://bucket/prefix, package:name, registry:name@alias-or-version, "
+            "or scratch:model_type"
         )
     if scheme == "scratch" and not rest:
         raise ValueError("should name a transformers model type, such as scratch:llama")

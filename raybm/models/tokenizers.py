@@ -67,7 +67,8 @@ def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iter
 
 def train(spec: TokenizerSpec, texts: Callable[[], Iterator[str]], max_length: int) -> PreTrainedTokenizerFast:
     """A tokenizer of at most `spec.vocab_size` pieces, special tokens included, which come first (`<pad>`, `<unk>`, `<bos>`, `<eos>`, or
-    BERT's). `texts` is called once, for wordpiece twice. Raises DataError where there is no text, UserError where the vocabulary is too small for the scheme."""
+    BERT's). `texts` is called once, for wordpiece twice. Raises DataError where there is no text, UserError where the
+    vocabulary is too small for the scheme."""
     from transformers import PreTrainedTokenizerFast
 
     special = _BERT_SPECIAL if spec.train == "wordpiece" else _SPECIAL

@@ -1,5 +1,6 @@
 """Tokenizers trained on the job's text: English and Chinese, every scheme."""
 
+import hashlib
 import subprocess
 import sys
 import unicodedata
@@ -23,6 +24,10 @@ SCHEMES = ("wordpiece", "bpe", "unigram", "char")
 
 def trained(scheme, vocab_size=400, lowercase=False):
     return train(TokenizerSpec(train=scheme, vocab_size=vocab_size, lowercase=lowercase), lambda: iter(TEXTS), 64)
+
+
+def digest(scheme):
+    return hashlib.sha256(trained(scheme).backend_tokenizer.to_str().encode()).hexdigest()
 
 
 @pytest.mark.parametrize("scheme", ("bpe", "unigram", "char"))
@@ -66,7 +71,7 @@ def test_bytes_never_seen_do_not_fail_and_bpe_keeps_them(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_special_tokens_come_first_and_the_config_learns_their_ids(scheme, tmp_path):
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = trained(scheme)
     fields = config_fields(tokenizer)
@@ -74,19 +79,16 @@ def test_special_tokens_come_first_and_the_config_learns_their_ids(scheme, tmp_p
     assert fields["vocab_size"] == len(tokenizer) <= 400
     assert {fields["bos_token_id"], fields["eos_token_id"]} == {2, 3}
     tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
+    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert again(TEXTS[2])["input_ids"] == tokenizer(TEXTS[2])["input_ids"]
     assert (config_fields(again), again.model_max_length, again.chat_template) == (fields, 64, tokenizer.chat_template)
 
 
 def test_training_is_the_same_in_every_process():
     """Hash seeds and thread timing differ between processes."""
-    code = (
-        "import hashlib, sys; sys.path.insert(0, 'tests/models'); import test_tokenizers as t\n"
-        "print([hashlib.sha256(t.trained(s).backend_tokenizer.to_str().encode()).hexdigest() for s in t.SCHEMES])"
-    )
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout for _ in range(2)}
-    assert len(runs) == 1
+    code = "from tests.models import test_tokenizers as t\nfor scheme in t.SCHEMES: print(t.digest(scheme))"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert there.split() == [digest(scheme) for scheme in SCHEMES]
 
 
 def test_a_large_alphabet_keeps_the_vocabulary_size():
