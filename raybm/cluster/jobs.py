@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -112,7 +113,7 @@ def _start(client: Any, stem: str, entrypoint: str, folder: Path, say: Callable[
         while (id := stem if number == 1 else f"{stem}-{number}") in known and known[id] not in RUNNING:
             number += 1
         if id in known:
-            say(f"Job {id} is already {known[id].lower()}: following it.")
+            say(f"Job {id} is already {known[id].lower()}: nothing new is started.")
             return id
         say(f"Sending {folder} to the cluster as job {id}.")
         try:
@@ -182,6 +183,7 @@ def _client(address: str | None) -> Iterator[Any]:
             def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # Ray's own waits without end
                 return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **kwargs)
 
+        logging.getLogger("ray").setLevel(logging.WARNING)  # its client tells of every upload
         try:
             yield Client(address)
         except AuthenticationError as error:
