@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -31,35 +31,42 @@ class Delta:
     """A piece of an answer: new text and how many tokens it took. The last one carries `finish_reason`."""
 
     text: str
-    tokens: int
+    tokens: int  # sampled since the last delta, the end-of-text token included
     prompt_tokens: int
     finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    vectors: np.ndarray[Any, np.dtype[np.float32]]  # (rows, width), unit length
+    vectors: np.ndarray[Any, np.dtype[np.float32]]  # (rows, width); unit length unless the model's modules.json leaves that out
     tokens: tuple[int, ...] = field(default=())  # input tokens of each row
 
 
 class Engine(Protocol):
     signature: Signature
 
-    def close(self) -> None: ...
+    def check(self) -> None:
+        """Raises RaybmError when the engine can never answer again and its process should be replaced."""
+
+    def close(self) -> None:
+        """Ends what runs, with a RaybmError for whoever waits for it, and frees the model. Calling it again does nothing."""
 
 
 @runtime_checkable
 class Generates(Engine, Protocol):
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        """Joins the running batch. Closing the iterator frees the slot. Raises Unsupported, Overloaded, UserError (context)."""
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """Joins the running batch. `aclose()` frees the place. The first item raises Unsupported (no chat template), Overloaded,
+        UserError (neither prompt nor messages, or longer than the context); any item raises RaybmError when the engine broke down."""
 
 
 @runtime_checkable
 class Embeds(Engine, Protocol):
-    def embed(self, texts: Sequence[str]) -> Embeddings: ...
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """In order; longer texts than the signature's max_length are cut. Safe to call from several threads."""
 
 
 @runtime_checkable
 class Predicts(Engine, Protocol):
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of the signature's inputs → rows of its outputs, in order: {"label", "score", "scores": {label: p}, "tokens"}."""
+        """Rows of the signature's inputs → rows of its outputs, in order: {"label", "score", "scores": {label: p}, "tokens"}.
+        Longer texts than the signature's max_length are cut. Safe from several threads. Raises UserError (a row without the inputs)."""

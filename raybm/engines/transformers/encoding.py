@@ -1,0 +1,145 @@
+"""Encoders: classification and embeddings. Batches hold texts of like length, and the padding changes no result."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raybm.core.errors import RaybmError, Unsupported, UserError
+from raybm.core.signature import Signature
+from raybm.engines.protocol import Embeddings
+
+Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (rows, tokens, width), mask (rows, tokens) → (rows, width)
+
+
+class Encoder:
+    """An encoder with its tokenizer; what its two kinds share."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
+        self.model, self.tokenizer, self.signature, self.max_batch = model, tokenizer, signature, max_batch
+        self.tokenizing = threading.Lock()  # the Rust tokenizer keeps its truncation as state
+        self.closed = False
+
+    def check(self) -> None:
+        if self.closed:
+            raise RaybmError("the engine was closed.", remedy="Send the request again.")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """The places of some texts and their padded inputs, the longest first: what does not fit in memory fails at once."""
+        self.check()
+        if not texts:
+            return
+        with self.tokenizing:
+            encoded = self.tokenizer(list(texts), truncation=True, max_length=self.signature.max_length)
+        names = [name for name in self.tokenizer.model_input_names if name in encoded]
+        order = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
+        for start in range(0, len(order), self.max_batch):
+            places = order[start : start + self.max_batch]
+            with self.tokenizing:
+                batch = self.tokenizer.pad({name: [encoded[name][i] for i in places] for name in names}, return_tensors="pt")
+            yield places, {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+class Classifier(Encoder):
+    """One label out of several (Predicts)."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
+        super().__init__(model, tokenizer, signature, max_batch)
+        config = model.config
+        if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
+            raise Unsupported(
+                f"this model's problem is {config.problem_type or 'regression'}.", remedy="Only one label out of several is known."
+            )
+        self.labels = signature.labels or tuple(str(config.id2label[i]) for i in range(config.num_labels))
+
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        texts = [_text(row, i) for i, row in enumerate(rows)]
+        answers: dict[int, dict[str, Any]] = {}
+        for places, inputs in self._batches(texts):
+            with torch.inference_mode():
+                shares = torch.softmax(self.model(**inputs).logits.float(), dim=-1)
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            for place, share, tokens in zip(places, shares.tolist(), lengths, strict=True):
+                best = max(range(len(share)), key=share.__getitem__)
+                scores = dict(zip(self.labels, share, strict=True))
+                answers[place] = {"label": self.labels[best], "score": share[best], "scores": scores, "tokens": tokens}
+        return [answers[i] for i in range(len(rows))]
+
+
+class Embedder(Encoder):
+    """Vectors of texts, pooled as the folder's sentence-transformers files say (Embeds)."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int, folder: Path
+    ) -> None:
+        super().__init__(model, tokenizer, signature, max_batch)
+        self.pool, self.unit = _pooling(folder)
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        vectors = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
+        tokens = [0] * len(texts)
+        for places, inputs in self._batches(texts):
+            with torch.inference_mode():
+                pooled = self.pool(self.model(**inputs).last_hidden_state.float(), inputs["attention_mask"])
+                if self.unit:
+                    pooled = torch.nn.functional.normalize(pooled, dim=-1)
+            vectors[places] = pooled.cpu().numpy()
+            for place, length in zip(places, inputs["attention_mask"].sum(1).tolist(), strict=True):
+                tokens[place] = length
+        return Embeddings(vectors, tuple(tokens))
+
+
+def _text(row: Mapping[str, Any], number: int) -> str:
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise UserError(
+            f"row {number} has {'no text' if text is None else repr(text)[:40]}.", where="text", remedy="Give each row a string `text`."
+        )
+    return text
+
+
+# ---- pooling (sentence-transformers' modules.json and N_Pooling/config.json)
+
+
+def _pooling(folder: Path) -> tuple[Pool, bool]:
+    """How token vectors become one, and whether it is scaled to unit length. Without those files: mean, unit length."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return _mean, True
+    modules = [(entry["type"].rsplit(".", 1)[-1], entry["path"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    unknown = [kind for kind, _ in modules if kind not in ("Transformer", "Pooling", "Normalize")]
+    if unknown:
+        raise Unsupported(f"the model has a {unknown[0]} module.", where=str(path), remedy="Known: Transformer, Pooling, Normalize.")
+    pool = next((_pool(folder / where / "config.json") for kind, where in modules if kind == "Pooling"), _mean)
+    return pool, any(kind == "Normalize" for kind, _ in modules)
+
+
+def _pool(path: Path) -> Pool:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    modes = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
+    pools: dict[str, Pool] = {
+        "pooling_mode_mean_tokens": _mean,
+        "pooling_mode_cls_token": lambda hidden, mask: hidden[:, 0],
+        "pooling_mode_max_tokens": lambda hidden, mask: hidden.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(1),
+        "pooling_mode_lasttoken": lambda hidden, mask: hidden[torch.arange(len(hidden)), mask.sum(1) - 1],
+    }
+    if len(modes) != 1 or modes[0] not in pools:
+        raise Unsupported(
+            f"pools by {' + '.join(modes) or 'nothing'}.", where=str(path), remedy=f"Known, one at a time: {', '.join(pools)}."
+        )
+    return pools[modes[0]]
+
+
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weights = mask[:, :, None].float()
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,0 +1,226 @@
+"""Generation with continuous batching: requests from asyncio, one thread that steps the batch, answers back to asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+import jinja2
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raybm.core.errors import Overloaded, RaybmError, Unsupported, UserError
+from raybm.core.signature import Signature
+from raybm.engines.protocol import Delta, FinishReason, GenerateRequest
+from raybm.engines.transformers.batch import Batch, Row
+from raybm.engines.transformers.textstream import TextStream
+
+logger = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 2048  # padded prompt tokens computed between two steps: the running answers wait for them
+CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(eq=False)
+class Answer(Row):
+    """A row of the batch, and the client that waits for its text."""
+
+    limit: int = 0  # tokens
+    text: TextStream = field(kw_only=True)
+    loop: asyncio.AbstractEventLoop = field(kw_only=True)
+    items: asyncio.Queue[Delta | RaybmError] = field(default_factory=asyncio.Queue)
+    produced: int = 0
+    reported: int = 0
+    over: bool = False  # finished, failed, or nobody listens any more
+
+    def take(self, token: int, ends: frozenset[int]) -> None:
+        """A token was chosen: give out its text."""
+        self.produced += 1
+        piece = "" if token in ends else self.text.push(token)
+        finish: FinishReason | None = None
+        if token in ends or self.text.stopped:
+            finish = "stop"
+        elif self.produced == self.limit:
+            finish = "length"
+        if finish:
+            self.over = True
+            piece += self.text.flush()
+        if piece or finish:
+            self.send(Delta(piece, self.produced - self.reported, len(self.prompt), finish))
+            self.reported = self.produced
+
+    def send(self, item: Delta | RaybmError) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.items.put_nowait, item)
+        except RuntimeError:  # the client's event loop is closed
+            self.over = True
+
+
+class Generator:
+    """A causal language model that answers many requests at once (Generates)."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int, max_waiting: int
+    ) -> None:
+        self.signature, self.tokenizer = signature, tokenizer
+        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self.ends = _ends(model, tokenizer)
+        tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
+        self.batch = Batch(model)
+        self.answers: list[Answer] = []  # the batch's rows
+        self.waiting: deque[Answer] = deque()
+        self.changed = threading.Condition()  # guards `waiting` and `ended`
+        self.ended: RaybmError | None = None
+        self.thread = threading.Thread(target=self._work, name="generation", daemon=True)
+        self.thread.start()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        answer = self._answer(request)
+        with self.changed:
+            if self.ended:
+                raise _copy(self.ended)
+            if len(self.waiting) >= self.max_waiting:
+                raise Overloaded(f"{self.max_waiting} requests are waiting already.", remedy="Try again later, or add replicas.")
+            self.waiting.append(answer)
+            self.changed.notify()
+        try:
+            while not isinstance(item := await answer.items.get(), RaybmError):
+                yield item
+                if item.finish_reason:
+                    return
+            raise item
+        finally:
+            answer.over = True
+            with self.changed:
+                if answer in self.waiting:
+                    self.waiting.remove(answer)
+
+    def check(self) -> None:
+        if self.ended:
+            raise _copy(self.ended)
+
+    def close(self) -> None:
+        with self.changed:
+            self.ended = self.ended or RaybmError("the engine was closed.", remedy="Send the request again.")
+            self.changed.notify()
+        self.thread.join(CLOSE_TIMEOUT_S)
+
+    # ---- on the event loop: from a request to a row
+
+    def _answer(self, request: GenerateRequest) -> Answer:
+        prompt = self._prompt(request)
+        room = self.signature.max_length - len(prompt)
+        wanted = 1 if request.max_tokens is None else request.max_tokens
+        if wanted < 1:
+            raise UserError(f"{wanted} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
+        if wanted > room:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens and {wanted} more are asked for; the context holds {self.signature.max_length}.",
+                where="max_tokens",
+                remedy="Shorten the prompt or ask for fewer.",
+            )
+        random = torch.Generator()
+        if request.seed is None:
+            random.seed()
+        else:
+            random.manual_seed(request.seed % 2**63)
+        return Answer(
+            prompt,
+            request.temperature,
+            request.top_p,
+            random,
+            limit=request.max_tokens or room,
+            text=TextStream(self.tokenizer, prompt, request.stop),
+            loop=asyncio.get_running_loop(),
+        )
+
+    def _prompt(self, request: GenerateRequest) -> list[int]:
+        if (request.messages is None) == (request.prompt is None):
+            raise UserError("either messages or a prompt is needed.", remedy="Give one of the two.")
+        if request.prompt is not None:
+            ids = list(self.tokenizer(request.prompt).input_ids)
+            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+            if not ids and start is not None:
+                ids = [start]
+        else:
+            if not self.tokenizer.chat_template:
+                raise Unsupported("this model has no chat template.", remedy="Send a prompt to /v1/completions.")
+            try:
+                ids = list(
+                    self.tokenizer.apply_chat_template(
+                        [dict(m) for m in request.messages or ()], add_generation_prompt=True, return_dict=False
+                    )
+                )
+            except (jinja2.TemplateError, TypeError, KeyError, IndexError) as error:
+                raise UserError(
+                    f"the model's chat template refuses them: {error}.", where="messages", remedy="See the model's card."
+                ) from error
+        if not ids:
+            raise UserError("is empty.", where="prompt", remedy="Send some text.")
+        return ids
+
+    # ---- on the thread: the batch
+
+    def _work(self) -> None:
+        try:
+            with torch.inference_mode():
+                while not self._wait():
+                    self._turn()
+        except Exception as error:  # the thread's edge: whoever waits must hear of it
+            logger.exception("generation broke down")
+            self.ended = RaybmError(
+                f"generation broke down: {type(error).__name__}: {error}", remedy="See the replica's log; it is started again."
+            )
+        finally:
+            with self.changed:
+                left = [*self.answers, *self.waiting]
+                self.waiting.clear()
+            for answer in left:
+                if not answer.over:
+                    answer.send(_copy(self.ended or RaybmError("generation ended.")))
+
+    def _wait(self) -> bool:
+        """Sleeps until there is something to do. True: the engine was closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.ended or self.waiting or self.answers)
+            return self.ended is not None
+
+    def _turn(self) -> None:
+        """The finished leave, the waiting join, everybody gets a token."""
+        keep = [i for i, answer in enumerate(self.answers) if not answer.over]
+        newcomers = self._newcomers(self.max_batch - len(keep))
+        self.answers = [self.answers[i] for i in keep] + newcomers
+        for answer, token in zip(newcomers, self.batch.regroup(keep, newcomers), strict=True):
+            answer.take(token, self.ends)
+        if all(answer.over for answer in self.answers):
+            return
+        for answer, token in zip(self.answers, self.batch.step(), strict=True):
+            if not answer.over:
+                answer.take(token, self.ends)
+
+    def _newcomers(self, room: int) -> list[Answer]:
+        chosen: list[Answer] = []
+        widest = 0
+        with self.changed:
+            while self.waiting and len(chosen) < room:
+                widest = max(widest, len(self.waiting[0].prompt))
+                if chosen and widest * (len(chosen) + 1) > PREFILL_TOKENS:
+                    break
+                chosen.append(self.waiting.popleft())
+        return chosen
+
+
+def _copy(error: RaybmError) -> RaybmError:
+    """An exception of its own for each waiter: tracebacks grow on what is raised."""
+    return RaybmError(error.what, where=error.where, remedy=error.remedy)
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

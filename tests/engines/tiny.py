@@ -1,0 +1,97 @@
+"""Folders of random models of a few thousand parameters, with tokenizers trained on three sentences."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from raybm.core.signature import Signature
+
+TEXTS = ("the quick brown fox jumps over the lazy dog", "她说今天天气很好，我们去公园吧", "naïve café — 😀 👩‍👩‍👧 done")
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<end>{% endfor %}<|assistant|>"
+
+
+@cache
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with merges only of frequent pairs: an emoji takes several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>", "<|user|>", "<|assistant|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", chat_template=TEMPLATE)
+
+
+@cache
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def language_model(folder: Path, context: int = 128) -> Path:
+    torch.manual_seed(0)
+    tokenizer = chat_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Signature(problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=context).write(
+        folder
+    )
+    return folder
+
+
+def _bert(**more: object) -> BertConfig:
+    torch.manual_seed(0)
+    return BertConfig(
+        vocab_size=len(text_tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        initializer_range=0.5,
+        pad_token_id=0,
+        **more,
+    )
+
+
+def classifier(folder: Path, labels: tuple[str, ...] = ("bad", "good", "so-so")) -> Path:
+    BertForSequenceClassification(_bert(id2label=dict(enumerate(labels)))).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    Signature(
+        problem="text_classification",
+        protocols=("predicts",),
+        inputs=("text",),
+        outputs=("label", "score", "scores"),
+        labels=labels,
+        max_length=32,
+    ).write(folder)
+    return folder
+
+
+def embedder(folder: Path) -> Path:
+    BertModel(_bert()).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    Signature(problem="embedding", protocols=("embeds",), inputs=("text",), outputs=("embedding",), max_length=32).write(folder)
+    return folder
