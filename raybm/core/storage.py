@@ -214,13 +214,15 @@ class LocalStorage:
             self.write(key, data)
 
     def exists(self, key: str) -> bool:
-        return self._path(key, empty=False).is_file()
+        path = self._path(key, empty=False)
+        with local_errors(str(path)):
+            return path.is_file()
 
     def keys(self, prefix: str = "") -> list[str]:
         path = self._path(prefix)
-        if path.is_file():
-            return [prefix]
         with local_errors(str(path)):
+            if path.is_file():
+                return [prefix]
             names = files_under(path) if path.is_dir() else []
         return [f"{prefix}/{name}" if prefix else name for name in names]
 
