@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -18,14 +19,18 @@ from raybm.serving.replica import Answer
 class EchoEngine:
     """Generates the words of the last message, one a step; words that begin with ! ask for trouble.
 
-    `!slow`: 20 ms a word for a thousand words; `!stuck`: never a word; `!broken`: an error of ours after the first word;
-    `!bug`: a ZeroDivisionError; `!full`: Overloaded; `!long`: UserError.
+    `!count`: how many generations were begun and closed; `!pid`: the process; `!slow`: 20 ms a word for a thousand words;
+    `!stuck`: never a word; `!broken`: an error of ours after the first word; `!bug`: a ZeroDivisionError; `!full`: Overloaded;
+    `!long`: UserError.
     """
 
     signature = Signature(problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=1000)
 
     def __init__(self) -> None:
         self.begun = self.closed = 0
+
+    def check(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -37,8 +42,10 @@ class EchoEngine:
             raise Overloaded("no room.")
         if words[0] == "!long":
             raise UserError("the prompt has 2000 tokens, and the context 1000.")
-        if words[0] == "!count":  # how many generations are begun and closed, this one not counted
+        if words[0] == "!count":
             words = [str(self.begun), str(self.closed)]
+        elif words[0] == "!pid":
+            words = [str(os.getpid())]
         else:
             self.begun += 1
         limit = request.max_tokens or 1000
@@ -57,18 +64,25 @@ class EchoEngine:
                 await asyncio.sleep(0.02 if word == "slow" else 0)
                 yield Delta(word if last else f"{word} ", 1, len(text.split()), reason)  # type: ignore[arg-type]
         finally:
-            self.closed += text.split()[0] != "!count"
+            self.closed += text.split()[0] not in ("!count", "!pid")
 
 
 class LengthClassifier:
-    """Labels a text `long` from ten characters on; remembers the sizes of its batches."""
+    """Labels a text `long` from ten characters on; `!batches` is labelled with the size of the largest batch so far."""
 
     signature = Signature(
-        problem="text_classification", protocols=("predicts", "embeds"), inputs=("text",), outputs=("label", "score", "scores"), labels=("short", "long")
+        problem="text_classification",
+        protocols=("predicts", "embeds"),
+        inputs=("text",),
+        outputs=("label", "score", "scores"),
+        labels=("short", "long"),
     )
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+
+    def check(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -78,8 +92,10 @@ class LengthClassifier:
         answers = []
         for row in rows:
             label = "long" if len(row["text"]) >= 10 else "short"
+            if row["text"] == "!batches":
+                label = str(max(self.batches))
             scores = {"short": 0.1, "long": 0.9} if label == "long" else {"short": 0.9, "long": 0.1}
-            answers.append({"label": label, "score": 0.9, "scores": scores, "tokens": len(row["text"].split()), "batch": len(rows)})
+            answers.append({"label": label, "score": 0.9, "scores": scores, "tokens": len(row["text"].split())})
         return answers
 
     def embed(self, texts: Sequence[str]) -> Embeddings:

@@ -12,6 +12,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
 from raybm.serving.gateway import Gateway, create_app
 from raybm.serving.logs import log_with_serve
@@ -94,10 +95,12 @@ class Remote:
         self._unary, self._streaming = handle, handle.options(stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        response = self._streaming.generate.remote(request)
+        response = self._streaming.stream.remote(request)
         try:
-            async for delta in response:
-                yield delta
+            async for item in response:
+                if isinstance(item, RaybmError):
+                    raise item
+                yield item
         finally:
             response.cancel()
 
@@ -114,9 +117,12 @@ class Remote:
         return result
 
     async def _call(self, method: str, argument: Any) -> Any:
-        response = getattr(self._unary, method).remote(argument)
+        response = self._unary.call.remote(method, argument)
         try:
-            return await response
+            result = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
+        if isinstance(result, RaybmError):
+            raise result
+        return result

@@ -133,7 +133,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         try:
             missing = await gateway.missing()
         except TimeoutError:
-            missing = {name: "unknown: Serve's controller does not answer" for name in gateway.models}
+            missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
         return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
 
     @app.get("/v1/models")

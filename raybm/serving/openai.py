@@ -18,6 +18,7 @@ from raybm.core.errors import UserError
 from raybm.engines.protocol import Embeddings, FinishReason, GenerateRequest
 
 Json = dict[str, Any]
+Stop = Annotated[str, Field(min_length=1)]
 
 HARMLESS = frozenset(
     {
@@ -42,7 +43,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # parameter → values that ask for not
     "n": (1,),
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
-    "stop": ([],),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -136,8 +136,8 @@ class Generation(Wire):
     max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: int | None = None
-    stop: str | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16)] = ()
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | Annotated[tuple[Stop, ...], Field(max_length=16)] = ()
 
     def request(self) -> GenerateRequest:
         raise NotImplementedError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from raybm.core.errors import Unsupported
+from raybm.core.errors import RaybmError, Unsupported
 from raybm.core.signature import Protocol
 from raybm.engines.protocol import Delta, Embeddings, FinishReason, GenerateRequest
 from raybm.serving.logs import log_with_serve
@@ -57,8 +57,28 @@ class Replica:
         logger.info("model %s is ready: %s", name, ", ".join(self.engine.signature.protocols))
 
     def __del__(self) -> None:
-        if engine := getattr(self, "engine", None):
+        if engine := getattr(self, "engine", None):  # None: the model did not load
             engine.close()
+
+    def check_health(self) -> None:
+        """Serve asks now and then, and replaces the replica when this raises."""
+        self.engine.check()
+
+    async def call(self, method: str, argument: Any) -> Any:
+        """One of complete, embed, predict. A RaybmError is returned, not raised: Serve logs a traceback for every error that a
+        replica raises, and a client's mistake is none of ours."""
+        try:
+            return await getattr(self, method)(argument)
+        except RaybmError as error:
+            return error
+
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[Delta | RaybmError]:
+        """`generate`, with a RaybmError as its last item."""
+        try:
+            async for delta in self.generate(request):
+                yield delta
+        except RaybmError as error:
+            yield error
 
     def _needs(self, protocol: Protocol) -> None:
         can: tuple[Protocol, ...] = self.engine.signature.protocols

@@ -79,7 +79,10 @@ def test_chat_and_completion() -> None:
 
 
 def test_content_parts_and_developer_role_reach_the_engine_as_plain_text() -> None:
-    messages = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}]
+    messages = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]},
+    ]
     answer = ask(make_app(), "POST", "/v1/chat/completions", json={"model": "chat", "messages": messages})
     assert answer.json()["choices"][0]["message"]["content"] == "a b"
 
@@ -127,7 +130,13 @@ def test_client_that_leaves_closes_the_generation() -> None:
             if message["type"] == "http.response.body":
                 received.set()
 
-        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "path": "/v1/chat/completions"}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/v1/chat/completions",
+        }
         async with asyncio.timeout(5):
             await app({**scope, "query_string": b"", "headers": [(b"content-length", str(len(body)).encode())]}, receive, send)
 
@@ -152,8 +161,18 @@ def test_classify() -> None:
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [("tools", [{"type": "function"}]), ("n", 2), ("logprobs", True), ("response_format", {"type": "json_object"}), ("logit_bias", {"1": 5})]
-    + [("frequency_penalty", 0.5), ("temperture", 1), ("temperature", 9), ("messages", [{"role": "tool", "content": "x"}])],
+    [
+        ("tools", [{"type": "function"}]),
+        ("n", 2),
+        ("logprobs", True),
+        ("response_format", {"type": "json_object"}),
+        ("logit_bias", {"1": 5}),
+        ("frequency_penalty", 0.5),
+        ("temperture", 1),
+        ("temperature", 9),
+        ("stop", ""),
+        ("messages", [{"role": "tool", "content": "x"}]),
+    ],
 )
 def test_parameters_that_change_meaning_are_refused_by_name(parameter: str, value: Any) -> None:
     error = refusal(ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **{parameter: value})), 400, "invalid_request")
@@ -161,11 +180,22 @@ def test_parameters_that_change_meaning_are_refused_by_name(parameter: str, valu
 
 
 def test_harmless_and_neutral_parameters_are_accepted() -> None:
-    more = {"user": "u", "metadata": {"a": "b"}, "store": True, "n": 1, "logprobs": False, "tools": None, "response_format": {"type": "text"}, "presence_penalty": 0}
+    more = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": True,
+        "n": 1,
+        "logprobs": False,
+        "tools": None,
+        "response_format": {"type": "text"},
+        "presence_penalty": 0,
+    }
     assert ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **more)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"model": "chat"}', b'{"model": "chat", "messages": [{"role": "user", "content": "\\ud800"}]}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'{"model": "chat"}', b'{"model": "chat", "messages": [{"role": "user", "content": "\\ud800"}]}', b"\xff"]
+)
 def test_bad_bodies_are_400(body: bytes) -> None:
     refusal(ask(make_app(), "POST", "/v1/chat/completions", content=body), 400, "invalid_request")
 
@@ -259,7 +289,9 @@ def test_official_client() -> None:
             with pytest.raises(openai.NotFoundError, match="There are: chat, size"):
                 await client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])
             with pytest.raises(openai.APIError, match="something broke"):
-                broken = await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "!broken x"}], stream=True)
+                broken = await client.chat.completions.create(
+                    model="chat", messages=[{"role": "user", "content": "!broken x"}], stream=True
+                )
                 _ = [event async for event in broken]
 
     asyncio.run(go())

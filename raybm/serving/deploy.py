@@ -1,0 +1,206 @@
+"""From a serve_configs/ file to an endpoint that answers: everything that can be checked before is checked before."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
+from raybm.core.spec import load
+from raybm.spec.serve import HttpOptions, ServeConfig, ServedModel
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLL_S = 0.5
+SAY_EVERY_S = 15.0
+# Under load Serve's own 5 s and 10 s declare a busy proxy dead.
+CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}}
+
+Say = Callable[[str], None]
+
+
+class Connection(Protocol):
+    @property
+    def embedded(self) -> bool: ...
+
+
+class Connect(Protocol):
+    """raybm.cluster.connect, which lies above this package."""
+
+    def __call__(self, *, cpus: float, say: Say, gpus: float, address: str | None) -> AbstractContextManager[Connection]: ...
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str
+    models: tuple[str, ...]
+
+
+def deploy(
+    path: str | Path,
+    *,
+    connect: Connect,
+    say: Say,
+    address: str | None = None,
+    block: bool = True,
+    on_ready: Callable[[Endpoint], None] | None = None,
+    timeout_s: float = 600.0,
+) -> None:
+    """Deploy a serve_configs/ file and call `on_ready`.
+
+    On a running cluster the endpoint stays when this returns. An embedded Ray ends with this call; `block` keeps it until
+    SIGINT or SIGTERM. Raises SpecError, NotFound (a model), UserError (the port), DeadlineExceeded, RaybmError (a replica that
+    cannot start).
+    """
+    config = load(ServeConfig, path)
+    check_models(config, say)
+    cpus, gpus = needs(config)
+    with connect(cpus=cpus, gpus=gpus, say=say, address=address) as connection:
+        endpoint = run(config, say, timeout_s, local=connection.embedded)
+        say(f"{endpoint.url} answers for {', '.join(endpoint.models)}.")
+        if on_ready:
+            on_ready(endpoint)
+        if block and connection.embedded:
+            say("Ctrl-C ends it.")
+            wait_for_signal()
+
+
+def check_models(config: ServeConfig, say: Say) -> None:
+    """Fetch every model, so that a missing one is told before anything starts. Raises NotFound, Unsupported, StorageError."""
+    from raybm.core.storage import open_storage
+    from raybm.models.references import resolve
+
+    for application in config.applications:
+        for model in application.args.models:
+            say(f"Model {model.name}: {model.ref}")
+            resolve(model.ref, open_storage(application.args.storage))
+
+
+def needs(config: ServeConfig) -> tuple[float, float]:
+    """CPUs and GPUs of all replicas at their most."""
+    specs = [application.args for application in config.applications]
+    models: list[ServedModel] = [model for spec in specs for model in spec.models]
+    cpus = sum(spec.gateway.cpus * spec.gateway.replicas for spec in specs)
+    cpus += sum(model.cpus * model.autoscaling.max_replicas for model in models)
+    return math.ceil(cpus), sum(model.gpus * model.autoscaling.max_replicas for model in models)
+
+
+def run(config: ServeConfig, say: Say, timeout_s: float = 600.0, *, local: bool = True) -> Endpoint:
+    """Run the applications on the connected Ray and wait until they answer (`local`: on this machine). They end with that Ray.
+
+    Raises UserError (the port), DeadlineExceeded, RaybmError (a replica that cannot start).
+    """
+    from ray import serve
+
+    from raybm.serving.app import build
+
+    deadline = time.monotonic() + timeout_s
+    http = config.http_options
+    _check_port(http)
+    if http.host not in LOOPBACK and any(not app.args.gateway.api_keys for app in config.applications):
+        say(f"{http.host}:{http.port} can be reached from other machines, and no api_keys are set: everybody may ask.")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(config.proxy_location, http.model_dump(exclude_none=True), controller_options={"runtime_env": CONTROLLER})
+    targets = [serve.RunTarget(build(app.args.canonical()), app.name, app.route_prefix) for app in config.applications]
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_for_applications({app.name for app in config.applications}, deadline, say)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)  # noqa: S104
+    urls = [f"http://{f'[{host}]' if ':' in host else host}:{http.port}{app.route_prefix.rstrip('/')}" for app in config.applications]
+    if local:
+        for url in urls:
+            _wait_for_answer(f"{url}/ready", deadline)
+    return Endpoint(urls[0], tuple(model.name for app in config.applications for model in app.args.models))
+
+
+def _check_port(http: HttpOptions) -> None:
+    """Raises UserError when the port is somebody else's. Serve itself would share it without a word (SO_REUSEPORT)."""
+    from ray.serve.context import _get_global_client
+
+    if (client := _get_global_client(raise_if_no_controller_running=False)) is not None:
+        running = client.http_config
+        if (running.host, running.port) != (http.host, http.port):
+            where = f"{running.host}:{running.port}"
+            remedy = f"Set http_options to that, or shut that Serve down, to use {http.host}:{http.port}."
+            raise UserError(f"Serve runs on this cluster already, on {where}.", where="http_options", remedy=remedy)
+        return
+    _check_free(http)
+
+
+def _check_free(http: HttpOptions) -> None:
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free; a listening one is not
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            remedy = "Stop what listens there, or take another port."
+            raise UserError(
+                f"{http.host}:{http.port} cannot be used: {error.strerror}.", where="http_options.port", remedy=remedy
+            ) from None
+
+
+def _wait_for_applications(names: set[str], deadline: float, say: Say) -> None:
+    from ray import serve
+
+    said, said_at = "", 0.0
+    while True:
+        applications = [app for name, app in serve.status().applications.items() if name in names]
+        if len(applications) == len(names) and all(app.status.value == "RUNNING" for app in applications):
+            return
+        unready = [(name, _error(d.message)) for app in applications for name, d in app.deployments.items() if d.status.value != "HEALTHY"]
+        if any(app.status.value == "DEPLOY_FAILED" for app in applications):
+            reasons = [f"{name} cannot start: {error}" for name, error in unready if error] or [_error(app.message) for app in applications]
+            raise RaybmError("; ".join(reasons))
+        text = f"Waiting for {', '.join(f'{name} ({error})' if error else name for name, error in unready) or 'Serve'}."
+        now = time.monotonic()
+        if now > deadline:
+            raise DeadlineExceeded(f"the deployment did not become ready. {text}", remedy="Give it more time, or see Serve's logs.")
+        if text != said or now - said_at > SAY_EVERY_S:
+            say(text)
+            said, said_at = text, now
+        time.sleep(POLL_S)
+
+
+def _error(message: str) -> str:
+    """The line that names the error, of a deployment's message, which holds the replica's traceback."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+\.\w+: |\w*(Error|Exception|Exit)\b", line)]
+    return re.sub(r"^raybm\.[\w.]+: ", "", (raised or lines or [""])[-1].strip())
+
+
+def _wait_for_answer(url: str, deadline: float) -> None:
+    """Until the proxies know the routes and the gateway says it is ready."""
+    what = "nothing"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=10):  # noqa: S310  (an http: URL of ours)
+                return
+        except urllib.error.HTTPError as error:
+            what = f"status {error.code}"
+        except OSError as error:
+            what = str(error)
+        time.sleep(0.1)
+    raise DeadlineExceeded(f"{url} does not answer ({what}).", remedy="See Serve's logs.")
+
+
+def wait_for_signal() -> None:
+    """Until SIGINT or SIGTERM. For the main thread."""
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not ended.wait(1.0):  # in steps, so that the main thread gets to run the handler
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

