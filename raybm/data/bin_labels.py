@@ -50,7 +50,7 @@ class BinLabels(Step):
         names[~known] = None
         undecided = known & np.array([name is None for name in names])
         return frame.assign(
-            label=names,
+            label=pd.Series(names, index=frame.index, dtype=object),
             _bad=np.where(known, "", f"{self.column} is not a number"),
             _drop=np.where(undecided, self.kind, ""),
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,17 +37,24 @@ def schema(columns: Sequence[str], inner: bool = False) -> pa.Schema:
     return pa.schema(fields)
 
 
+def mapped(column: Any, function: Callable[[Any], Any]) -> Any:
+    """The column with the function applied to what is not None; pandas itself would make NaN of None."""
+    import pandas as pd
+
+    return pd.Series([None if value is None else function(value) for value in column.tolist()], index=column.index, dtype=object)
+
+
 def joined(frame: pd.DataFrame, columns: Sequence[str]) -> Any:
     """One string a row: the values of these columns, without ambiguity. Series of str."""
     present = [name for name in columns if name in frame]
-    parts = [frame[name].map(_canonical) if name == "messages" else frame[name].fillna("") for name in present]
+    parts = [(mapped(frame[name], _canonical) if name == "messages" else frame[name]).fillna("") for name in present]
     if len(parts) == 1:
         return parts[0]
     return frame.index.to_series().astype(str) if not parts else sum((part + "\x1f" for part in parts[1:]), parts[0] + "\x1f")
 
 
 def _canonical(messages: Any) -> str:
-    return "" if messages is None else json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
+    return json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
 
 
 def content(frame: pd.DataFrame) -> Any:

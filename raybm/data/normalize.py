@@ -6,6 +6,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any, Literal
 
+from raybm.data.frame import mapped
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ class Normalize(Step):
         changed: dict[str, Any] = {}
         for name in ("text", "prompt", "completion", "label"):
             if name in frame:
-                changed[name] = frame[name].map(self.clean, na_action="ignore")
+                changed[name] = mapped(frame[name], self.clean)
         if "messages" in frame:
-            changed["messages"] = frame["messages"].map(self._messages)
+            changed["messages"] = mapped(frame["messages"], self._messages)
         return frame.assign(**changed)
 
     def clean(self, text: str) -> str:
@@ -41,4 +42,4 @@ class Normalize(Step):
         return AROUND_LINE_ENDS.sub("\n", BLANKS.sub(" ", text)).strip()
 
     def _messages(self, messages: Any) -> Any:
-        return None if messages is None else [{"role": m["role"], "content": self.clean(m["content"])} for m in messages]
+        return [{"role": m["role"], "content": self.clean(m["content"])} for m in messages]

@@ -1,9 +1,10 @@
 """Files → cleaned, split, tokenised rows, with Ray Data.
 
 Two executions. The first reads, cleans, deduplicates and splits; the second encodes, once the label set and the tokenizer
-are known. Both write Parquet from their tasks (all splits in one pass, under names that depend on the data alone) and send
-only counts and bad rows back. The unit of work is a part of about PART_BYTES, cut by the files' sizes and contents and never
-by the number of CPUs, so the result is the same on every machine; a small job is one part and needs no shuffle.
+are known (in this process where one bundle holds all). Both write Parquet from their tasks, all splits in one pass, under
+names that depend on the data alone, and send only counts and bad rows back. The unit of work is a part of about PART_BYTES,
+cut by the files' sizes and contents and never by the number of CPUs, so the result is the same on every machine; a small job
+is one part and needs no shuffle.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Tally:
 
 def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
     """Raises DataError for data of no use, NotFound for missing files or models, DeadlineExceeded where Ray places no task."""
+    import pyarrow as pa
+
     storage = out.storage
     for leftover in ("staged", "rows", "encoded", "tokenizer"):
         storage.delete(leftover)
@@ -111,7 +114,11 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     tally.rows, tally.units = Counter(), []
     bundles = [[asdict(unit) for unit in bundle] for bundle in _bundles(units, lambda unit: unit.chars)]
     encode = partial(_encode, spec=view.task, tokenizer=tokenizer, labels=labels, max_length=view.model.max_length, storage=storage)
-    _execute(bundles, [encode], 1, context, tally, lambda: f"{sum(tally.rows.values()):,} rows tokenised")
+    if len(bundles) == 1:  # starting a worker (torch, transformers: 6 s) would take longer than the work
+        for report in encode(pa.table({"item": [json.dumps(bundles[0])]})):
+            tally.add(json.loads(report["report"][0].as_py()))
+    else:
+        _execute(bundles, [encode], 1, context, tally, lambda: f"{sum(tally.rows.values()):,} rows tokenised")
     _check(view, storage, tally)
     storage.delete("staged")
     context.progress(f"prepare: {sum(tally.tokens.values()):,} tokens" + (f", {len(labels)} labels" if labels else ""))

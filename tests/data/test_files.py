@@ -1,0 +1,59 @@
+"""Paths: files, globs, folders inside packages, S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raybm.core.errors import NotFound
+from raybm.core.storage import open_storage
+from raybm.data import Jsonl
+from raybm.data.files import expand, version
+from raybm.data.reading import Facts, Wanted, frames
+
+
+def test_files_globs_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.txt", "a.txt", "sub/c.txt", "odd[1].txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [Path(file.path).name for file in expand(f"{tmp_path}/[ab].txt")] == ["a.txt", "b.txt"]
+    assert [Path(file.path).name for file in expand(f"{tmp_path}/**/c.txt")] == ["c.txt"]
+    assert expand(f"{tmp_path}/odd[1].txt")[0].bytes == 10
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand("~/a.txt")[0].path == str(tmp_path / "a.txt")
+
+
+def test_package_files() -> None:
+    files = expand("package:pip/__*__.py")
+    assert [file.path for file in files] == ["package:pip/__init__.py", "package:pip/__main__.py", "package:pip/__pip-runner__.py"]
+
+
+@pytest.mark.parametrize("path", ["no/such.txt", "none/*.txt", "package:no-such-package/x.txt", "package:pip/none*.txt", "/tmp"])
+def test_nothing_there_is_not_found(path: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        expand(path)
+    assert caught.value.where == path and caught.value.remedy
+
+
+def test_a_changed_file_has_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    before = version(expand(str(path))[0])
+    path.write_text("ab")
+    assert version(expand(str(path))[0]) != before
+
+
+@pytest.mark.integration
+def test_s3_globs_and_reads(s3: str) -> None:
+    storage = open_storage(f"{s3}/data-test")
+    storage.write("in/a.jsonl", b'{"text": "a", "label": "x"}\n')
+    storage.write("in/b.jsonl", b'{"text": "b", "label": "x"}\n')
+    storage.write("in/deeper/c.jsonl", b"{}\n")
+    files = expand(f"{s3}/data-test/i?/*.jsonl")
+    assert [file.path for file in files] == [f"{s3}/data-test/in/a.jsonl", f"{s3}/data-test/in/b.jsonl"]
+    assert expand(f"{s3}/data-test/in/a.jsonl") == files[:1]
+    frame, facts = frames(Jsonl(path="x"), 0, 0, files[1], Wanted((), (("text",),)), 1 << 20)
+    assert frame["text"].tolist() == ["b"] and isinstance(facts, Facts) and version(files[0])  # type: ignore[union-attr]
+    with pytest.raises(NotFound):
+        expand(f"{s3}/data-test/none/*.jsonl")
