@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
     from transformers import PreTrainedTokenizerFast
 
+log = logging.getLogger(__name__)
 ALL_F32 = 0  # general.file_type of an unquantised fp32 file
 
 
@@ -25,6 +27,7 @@ def convert(file: Path, folder: Path) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    log.info("converting %s to safetensors (once, a minute or less)", file.name)
     try:
         reader = GGUFReader(file)
         precision = torch.float32 if _field(reader, "general.file_type") == ALL_F32 else torch.bfloat16

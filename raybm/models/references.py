@@ -121,7 +121,7 @@ def _hub(ref: str, rest: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         remedy = "Check the network (and HF_HUB_OFFLINE), or fetch the model where there is one and use file:."
         raise NotFound("the hub cannot be reached and the model is not in the local cache.", where=ref, remedy=remedy) from None
-    except OSError as error:  # HTTP errors and broken connections of the hub's client; the disk
+    except (errors.HTTPError, OSError) as error:  # broken connections and refusals in mid-download; the disk
         raise NotFound(f"the download failed: {type(error).__name__}.", where=ref, remedy="Try again; what was fetched is kept.") from error
 
 
