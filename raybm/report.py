@@ -1,0 +1,281 @@
+"""report.html: one page a run that needs nothing else, neither network nor script. What ran, what came out, from what."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from raybm.charts import Series, line_chart
+from raybm.core.artifact import Record
+from raybm.core.errors import GateRefused, NotFound
+from raybm.core.events import FILE as METRICS
+from raybm.core.events import by_step
+from raybm.core.runs import read_state, states
+from raybm.core.storage import Storage, open_storage
+from raybm.stages.publish import check_gate
+
+FILE = "report.html"
+STAGES = ("prepare", "train", "evaluate", "publish")
+BAD_SHOWN = 20
+CONFUSIONS_SHOWN = 10
+MATRIX_MAX = 60  # classes; beyond, only the most frequent confusions are readable
+HEADLINES = ("macro_f1", "perplexity", "accuracy", "loss")
+NAMES = {"f1": "F1", "tfidf": "TF-IDF"}
+
+
+def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) -> Path:
+    """Write the run's page from the records of the stages that are done (some may be missing) and its metrics.jsonl.
+
+    `job` is the canonical spec; evaluation.json and bad_rows.jsonl are read from the artifacts. Returns the page's path.
+    """
+    root = open_storage(job["storage"])
+    evaluation = _json(root, records, "evaluate", "evaluation.json") or {}
+    scores, headline = list(_scores(evaluation)), _headline(job, evaluation)
+    events = _events(root, run_dir, job) if "train" in records else []
+    page = _template().render(
+        job=job,
+        run=run_dir.name,
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        stages=_stages(root, run_dir.name, records),
+        gate=_gate(job, evaluation.get("test", {})),
+        published=records["publish"].metrics if "publish" in records else None,
+        data=records["prepare"].metrics if "prepare" in records else None,
+        bad_rows=_bad_rows(root, records),
+        bad_shown=BAD_SHOWN,
+        train=records["train"].metrics if "train" in records else None,
+        charts=_charts(events),
+        scores=scores,
+        metrics=_metrics(scores, headline),
+        headline=headline,
+        gaps=_gaps(scores, headline["name"] if headline else ""),
+        sets=list(_sets(evaluation)),
+        spec=yaml.safe_dump(dict(job), allow_unicode=True, sort_keys=False, width=100),
+        records=records,
+    )
+    target = run_dir / FILE
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+# ---- what ran
+
+
+def _stages(root: Storage, run: str, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    try:
+        began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(read_state(root, run).started))
+    except NotFound:
+        began = ""
+    longest = max((record.seconds for record in records.values()), default=0) or 1
+    return [
+        {"record": record, "before": record.started[:19] < began, "share": record.seconds / longest}
+        for record in (records[name] for name in STAGES if name in records)
+    ]
+
+
+def _events(root: Storage, run_dir: Path, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The run's events. Where it resumed training, or found it done, those of the earlier runs that began it stand before."""
+    own = run_dir / METRICS
+    events = _parsed(own.read_bytes() if own.exists() else b"")
+    runs = states(root)
+    started = next((state.started for state in runs if state.run == run_dir.name), time.time())
+    for state in runs:
+        first = next((event["kind"] for event in events if event["kind"] in ("train", "resume")), None)
+        if first == "train":
+            break
+        if state.started < started and state.job == job["name"]:
+            try:
+                spec = json.loads(root.read(f"runs/{state.run}/spec.json"))
+                if all(spec.get(section) == job[section] for section in ("seed", "task", "model", "data", "train")):
+                    events = _parsed(root.read(f"runs/{state.run}/{METRICS}")) + events
+            except NotFound:
+                continue
+    return events
+
+
+def _parsed(lines: bytes) -> list[dict[str, Any]]:
+    """Of JSON Lines; a torn last one is left out."""
+    return [json.loads(line) for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _charts(events: list[dict[str, Any]]) -> list[Markup]:
+    steps, validations = by_step(iter(events), "train"), by_step(iter(events), "validate")
+
+    def points(found: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+        return [(event["step"], event[name]) for event in found if event.get(name) is not None]
+
+    both = [
+        line_chart(
+            name.capitalize(), [Series("training", points(steps, name), 1), Series("validation", points(validations, name), 2)], number
+        )
+        for name in ("loss", "accuracy")
+    ]
+    alone = [
+        line_chart(title, [Series(title, points(steps, name), 1)], number)
+        for name, title in (("lr", "Learning rate"), ("tokens_per_s", "Tokens/s"))
+    ]
+    return [chart for chart in (*both, *alone) if chart]
+
+
+# ---- what came out
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One line of the table of scores: what was scored on what."""
+
+    split: str
+    by: str
+    scores: Mapping[str, Any]
+    beside: Mapping[str, Any] | None = None
+    """The baseline's, on the model's line."""
+
+
+def _scores(evaluation: Mapping[str, Any]) -> Iterator[ScoreRow]:
+    """The test split, then the slices; the baseline under the model."""
+    baseline = evaluation.get("baseline") or {}
+    for split, scores, beside in _splits(evaluation, baseline):
+        yield ScoreRow(split, "model", scores, beside)
+        if beside:
+            yield ScoreRow(split, "linear TF-IDF", beside)
+
+
+def _metrics(scores: list[ScoreRow], headline: Mapping[str, Any] | None) -> list[str]:
+    """The columns: rows, the headline, then all other numbers."""
+    found = [name for row in scores for name, value in row.scores.items() if isinstance(value, int | float)]
+    return list(dict.fromkeys(["rows", *([headline["name"]] if headline else []), *found])) if found else []
+
+
+def _splits(
+    evaluation: Mapping[str, Any], baseline: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any] | None]]:
+    if "test" in evaluation:
+        yield "test", evaluation["test"], baseline.get("test")
+    for name, scores in (evaluation.get("slices") or {}).items():
+        yield name, scores, (baseline.get("slices") or {}).get(name)
+
+
+def _headline(job: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The number that the run is about: the gate's first metric, else the task's usual one."""
+    test = evaluation.get("test") or {}
+    gate = (job.get("publish") or {}).get("gate") or {}
+    name = next((name for name in (*gate, *HEADLINES) if isinstance(test.get(name), int | float)), None)
+    if name is None:
+        return None
+    return {"name": name, "value": test[name], "baseline": ((evaluation.get("baseline") or {}).get("test") or {}).get(name)}
+
+
+def _gaps(scores: list[ScoreRow], metric: str) -> list[dict[str, Any]]:
+    """By how many points the model is ahead of the baseline on each split; for metrics that are shares."""
+    if metric in ("loss", "perplexity"):
+        return []
+    gaps = [
+        (row.split, 100 * (row.scores[metric] - row.beside[metric]))
+        for row in scores
+        if row.beside and metric in row.scores and metric in row.beside
+    ]
+    return [{"split": split, "text": f"{gap:+.1f} points", "better": gap > 0} for split, gap in gaps]
+
+
+def _gate(job: Mapping[str, Any], test: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rules = []
+    for metric, rule in ((job.get("publish") or {}).get("gate") or {}).items():
+        try:
+            check_gate({metric: rule}, test)
+            passed = True
+        except GateRefused:
+            passed = False
+        rules.append({"metric": metric, "rule": rule, "value": test.get(metric), "passed": passed})
+    return rules
+
+
+def _sets(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What stands per class, for the test split and every slice that has it."""
+    for name, scores, _ in _splits(evaluation, {}):
+        if scores.get("per_class"):
+            confusion, labels = scores.get("confusion") or [], scores.get("labels") or []
+            yield {
+                "name": name,
+                "per_class": scores["per_class"],
+                "labels": labels,
+                "matrix": _matrix(confusion) if 1 < len(labels) <= MATRIX_MAX else [],
+                "confusions": _confusions(confusion, labels),
+            }
+
+
+def _matrix(confusion: list[list[int]]) -> list[list[dict[str, float]]]:
+    """Counts, with the share of the row (of the true class) that shades the cell."""
+    return [[{"count": count, "share": count / (sum(row) or 1)} for count in row] for row in confusion]
+
+
+def _confusions(confusion: list[list[int]], labels: list[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"truth": labels[i], "said": labels[j], "count": count, "share": count / (sum(row) or 1)}
+        for i, row in enumerate(confusion)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda each: -each["count"])[:CONFUSIONS_SHOWN]
+
+
+# ---- from the artifacts
+
+
+def _read(root: Storage, records: Mapping[str, Record], stage: str, file: str) -> bytes | None:
+    if stage not in records:
+        return None
+    try:
+        return root.read(f"artifacts/{stage}/{records[stage].key}/{file}")
+    except NotFound:
+        return None
+
+
+def _json(root: Storage, records: Mapping[str, Record], stage: str, file: str) -> Any:
+    data = _read(root, records, stage, file)
+    return None if data is None else json.loads(data)
+
+
+def _bad_rows(root: Storage, records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    return _parsed(_read(root, records, "prepare", "bad_rows.jsonl") or b"")[:BAD_SHOWN]
+
+
+# ---- how it is shown
+
+
+def number(value: Any) -> str:
+    """1234567 → 1,234,567; 0.84613 → 0.8461; 0.00003 → 3e-05; what is no number as it is."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (abs(value) >= 1000 and abs(value) < 1e15):
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.4g}"
+
+
+def seconds(value: float) -> str:
+    """0.4 → 0.4 s; 75 → 1 min 15 s; 3700 → 1 h 2 min."""
+    if value < 60:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def words(name: str) -> str:
+    """macro_f1 → macro F1; tokens_per_s → tokens/s."""
+    return " ".join(NAMES.get(word, word) for word in name.replace("_per_", "/").split("_"))
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, seconds=seconds, words=words)
+    return environment.get_template("report.html.j2")
