@@ -65,7 +65,7 @@ class SpareLayer(DynamicLayer):
 
 
 def _place(columns: int, parts: Sequence[tuple[torch.Tensor, int]], rows: int) -> torch.Tensor:
-    """The parts' rows one under another in a new tensor, each part from its own column on, with zeros before: what is masked must be finite."""
+    """The parts' rows one under another in a new tensor, each part from its own column on, zeros before it (a mask does not hide NaN)."""
     first = parts[0][0]
     out = first.new_empty((rows, first.shape[1], columns, first.shape[3]))
     row = 0

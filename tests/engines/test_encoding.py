@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raybm.core.errors import RaybmError, Unsupported, UserError
+from raybm.engines.transformers.encoding import Classifier, Embedder
+from raybm.engines.transformers.engine import build
+from raybm.engines.transformers.spec import Transformers
+from tests.engines import tiny
+
+TEXTS = ["fox", "the quick brown fox jumps over the lazy dog", "", "dog over fox", "the " * 100]
+SPEC = Transformers(max_batch=2, precision="fp32")
+
+
+def pooling(folder: Path, mode: str, normalize: bool) -> Path:
+    kinds = ["Transformer", "Pooling"] + ["Normalize"] * normalize
+    modules = [
+        {"idx": i, "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {
+        f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken", "weightedmean_tokens")
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
+    return folder
+
+
+def test_classification_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    engine = build(SPEC, tiny.classifier(tmp_path))
+    assert isinstance(engine, Classifier)
+    together = engine.predict([{"text": text} for text in TEXTS])
+    for text, answer in zip(TEXTS, together, strict=True):
+        inputs = engine.tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            shares = torch.softmax(engine.model(**inputs).logits[0], -1)
+        assert list(answer["scores"]) == ["bad", "good", "so-so"]
+        assert np.allclose(list(answer["scores"].values()), shares.tolist(), atol=1e-5)
+        assert answer["score"] == max(answer["scores"].values()) == answer["scores"][answer["label"]]
+        assert answer["tokens"] == inputs.input_ids.shape[1]
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens", "lasttoken"])
+def test_pooling_is_the_models_own(tmp_path: Path, mode: str) -> None:
+    engine = build(SPEC, pooling(tiny.embedder(tmp_path), mode, normalize=False))
+    assert isinstance(engine, Embedder)
+    result = engine.embed(TEXTS)
+    for text, vector, tokens in zip(TEXTS, result.vectors, result.tokens, strict=True):
+        inputs = engine.tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = engine.model(**inputs).last_hidden_state[0]
+        expected = {"mean_tokens": hidden.mean(0), "cls_token": hidden[0], "max_tokens": hidden.amax(0), "lasttoken": hidden[-1]}[mode]
+        assert np.allclose(vector, expected.numpy(), atol=1e-5)
+        assert tokens == len(hidden)
+
+
+def test_vectors_have_unit_length_when_the_model_says_so(tmp_path: Path) -> None:
+    tiny.embedder(tmp_path)
+    for folder in (tmp_path, pooling(tmp_path, "mean_tokens", normalize=True)):
+        vectors = build(SPEC, folder).embed(TEXTS).vectors  # type: ignore[union-attr]
+        assert vectors.dtype == np.float32
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_other_pooling_and_problems_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="weightedmean"):
+        build(SPEC, pooling(tiny.embedder(tmp_path / "embedder"), "weightedmean_tokens", normalize=True))
+    folder = tiny.classifier(tmp_path / "classifier")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    with pytest.raises(Unsupported, match="multi_label"):
+        build(SPEC, folder)
+
+
+def test_a_row_without_text_is_named(tmp_path: Path) -> None:
+    engine = build(SPEC, tiny.classifier(tmp_path))
+    with pytest.raises(UserError, match="row 1 has no text"):
+        engine.predict([{"text": "fox"}, {"label": "x"}])  # type: ignore[union-attr]
+    engine.close()
+    with pytest.raises(RaybmError, match="closed"):
+        engine.predict([{"text": "fox"}])  # type: ignore[union-attr]
