@@ -107,7 +107,6 @@ supervise() {
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
             RAY_USAGE_STATS_ENABLED=0 \
             RAY_worker_niceness=0 \
-            TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$HOME/.raybm/torch_extensions}" \
             "$bin/ray" start --head --block --disable-usage-stats \
             --node-ip-address=127.0.0.1 --port="$port" \
             --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" \

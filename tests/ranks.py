@@ -45,7 +45,9 @@ class Ranks:
         self.answers = context.Queue()
         self.calls = [context.Queue() for _ in range(world)]
         port = _free_port()
-        self.processes = [context.Process(target=_serve, args=(rank, world, port, self.calls[rank], self.answers), daemon=True) for rank in range(world)]
+        self.processes = [
+            context.Process(target=_serve, args=(rank, world, port, self.calls[rank], self.answers), daemon=True) for rank in range(world)
+        ]
         for process in self.processes:
             process.start()
 

@@ -32,6 +32,7 @@ JOB: dict[str, Any] = {
 
 class FakeStage:
     CODE = ("core/errors.py",)
+    outside = None
 
     def __init__(self, name: str, inputs: tuple[str, ...], view: type[Spec]) -> None:
         self.NAME, self.INPUTS, self.View = name, inputs, view

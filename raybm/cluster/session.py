@@ -64,7 +64,7 @@ def connect(
         with _embedded(cpus, gpus, dashboard, say) as connection:
             yield connection
     else:
-        with _joined(address, gpus, say) as connection:
+        with _joined(address) as connection:
             yield connection
 
 
@@ -124,7 +124,7 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
 
 
 @contextmanager
-def _joined(address: str, gpus: float, say: Callable[[str], None]) -> Iterator[Connection]:
+def _joined(address: str) -> Iterator[Connection]:
     if "://" in address:
         raise UserError(
             f"{address} is not the address of a Ray cluster's GCS.",
@@ -135,14 +135,8 @@ def _joined(address: str, gpus: float, say: Callable[[str], None]) -> Iterator[C
     if address != "auto":
         host, _, port = address.rpartition(":")
         _probe(host, port, address)
-    variables = {}
-    if "HF_HUB_OFFLINE" in os.environ:
-        variables["HF_HUB_OFFLINE"] = os.environ["HF_HUB_OFFLINE"]
-    if not gpus:
-        variables["DS_ACCELERATOR"] = "cpu"
-    for name in _job_variables():
-        variables.pop(name, None)  # Ray refuses a variable that the submitted job's environment sets already
-    with environment(token_of(host) | {"DS_ACCELERATOR": variables.get("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR"))}):
+    variables = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ and name not in _job_variables()}
+    with environment(token_of(host)):
         from ray.exceptions import AuthenticationError
 
         try:
@@ -169,6 +163,8 @@ def _ray(**settings: Any) -> Iterator[Any]:
     with environment({"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT")}):
         try:
             ray.init(log_to_driver=False, configure_logging=False, **settings)
+            if callable(handler):
+                signal.signal(signal.SIGTERM, handler)  # Ray's own raises SystemExit, as good where there was none
             yield ray
         finally:
             ray.shutdown()
@@ -187,7 +183,7 @@ def _probe(host: str, port: str, address: str) -> None:
 
 
 def _job_variables() -> set[str]:
-    """Names that the runtime environment of the submitted job we run in sets."""
+    """Names that the submitted job we run in sets for its workers. Ray refuses them a second time."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return set((config.get("runtime_env") or {}).get("env_vars") or {})
 

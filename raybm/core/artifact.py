@@ -72,11 +72,13 @@ class Artifact:
         return target
 
 
-def artifact(storage: Storage, stage: str, view: Spec, inputs: Mapping[str, Artifact], code: str) -> Artifact:
-    """Where the output of a stage with this view and these inputs lies, whether it exists or not."""
+def artifact(storage: Storage, stage: str, view: Spec, outside: str, inputs: Mapping[str, Artifact], code: str) -> Artifact:
+    """Where the output of a stage with this view and these inputs lies, whether it exists or not. `outside`: digest of the
+    files and models that the view names."""
     content = {
         "stage": stage,
         "view": view.canonical(),
+        "outside": outside,
         "inputs": {name: made.key for name, made in inputs.items()},
         "code": code,
         "versions": library_versions(),

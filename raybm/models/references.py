@@ -52,6 +52,26 @@ def resolve(ref: str, storage: Storage | None = None) -> Path:
     return folder
 
 
+def pinned(ref: str, storage: Storage) -> str:
+    """The reference with a registry alias replaced by the version that it points to now; others as they are. Raises NotFound."""
+    from raybm.core.registry import Registry
+
+    scheme, _, rest = ref.partition(":")
+    name, at, which = rest.partition("@")
+    return f"registry:{name}@{Registry(storage).get(name, which).number}" if scheme == "registry" and at else ref
+
+
+def fingerprint(ref: str) -> str:
+    """What a (pinned) reference means now, where its text does not say: a package's version, a folder's files. Raises NotFound."""
+    scheme, _, rest = ref.partition(":")
+    if scheme == "package":
+        return packages.version(rest)
+    if scheme == "file":
+        files = sorted(path for path in resolve(ref).rglob("*") if path.is_file())
+        return _digest([f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files])
+    return resolve(ref).name if scheme == "s3" else ""
+
+
 def license_of(ref: str, storage: Storage | None = None) -> str | None:
     """SPDX name of the model's licence: from its card, else from the package that it came in. None where nobody says, for `scratch:`,
     and for `registry:` without a storage. Raises what `resolve` raises."""

@@ -19,7 +19,7 @@ from raybm.serving.logs import log_with_serve
 from raybm.serving.replica import Answer, Replica, load
 from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
-STATUS_TIMEOUT_S = 5.0
+STATUS_TIMEOUT_S = 2.0
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -70,6 +70,7 @@ class Ingress:
     def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...]) -> None:
         log_with_serve()
         self._sleepers = sleepers
+        self._status: asyncio.Task[Any] | None = None
         models = {name: Remote(handle) for name, handle in handles.items()}
         self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
 
@@ -78,8 +79,9 @@ class Ingress:
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
-        async with asyncio.timeout(STATUS_TIMEOUT_S):
-            status = await asyncio.to_thread(serve.status)
+        if self._status is None or self._status.done():  # one question to the controller at a time, however many ask us
+            self._status = asyncio.create_task(asyncio.to_thread(serve.status))
+        status = await asyncio.wait_for(asyncio.shield(self._status), STATUS_TIMEOUT_S)
         deployments = status.applications[app].deployments
         return {
             name: deployments[name].status.value

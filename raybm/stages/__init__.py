@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from raybm.core.artifact import Artifact
@@ -18,6 +18,9 @@ class Stage(Protocol):
     """Parts of raybm/ whose source enters the artifact's key."""
     View: type[Spec]
     """Exactly the spec values it reads: nothing else is visible to it, or hashed."""
+
+    outside: Callable[[Any], str] | None
+    """Digest of what a view names outside of the spec (files, packages) as it is now; None where it names nothing."""
 
     def run(self, view: Any, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
         """Writes files through `out.storage` and returns the record's metrics. The runner writes the record last."""

@@ -32,6 +32,7 @@ from raybm.data.cleaning import Plan, Unit, read, regroup, write_parquet
 from raybm.data.files import File, expand, version
 from raybm.data.frame import ORDER, texts
 from raybm.data.reading import Wanted
+from raybm.models.references import fingerprint
 from raybm.models.spec import ModelSpec
 from raybm.models.tokenizers import tokenizer as tokenizer_of
 from raybm.spec.job import DataSpec
@@ -63,11 +64,11 @@ class View(Spec):
     data: DataSpec
 
 
-def fingerprint(view: View) -> str:
-    """Digest of the files that the sources name now, with sizes and times: what the spec alone does not say of the data.
+def outside(view: View) -> str:
+    """Digest of the files and the model that the view names, as they are now: what its text alone does not say.
     Raises NotFound, StorageError."""
     found = [(file.path, version(file)) for source in view.data.sources for file in expand(source.path)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([found, fingerprint(view.model.ref)]).encode()).hexdigest()[:20]
 
 
 @dataclass
