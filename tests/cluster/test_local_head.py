@@ -1,0 +1,157 @@
+"""cluster/local.sh as a user meets it: one head, started, attacked, killed, used and stopped."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raybm import cluster
+from raybm.core.errors import NotFound, UserError
+
+SCRIPT = Path(__file__).parents[2] / "cluster/local.sh"
+SPEC = "name: tiny\ntask: {kind: causal_lm}\nmodel: {ref: 'package:none'}\ndata: {sources: [{kind: text, path: a.txt}]}\n"
+JOB = """
+import os, shutil, sys
+print("arguments", sys.argv[1:], "raybm" if shutil.which("raybm") else "no raybm", os.environ["RAY_AUTH_MODE"])
+sys.exit(7)
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    state: Path
+    url: str
+
+    @property
+    def folder(self) -> Path:
+        return Path((self.state / "folder").read_text().strip())
+
+    def processes(self) -> list[psutil.Process]:
+        supervisor = psutil.Process(int((self.state / "pid").read_text()))
+        return [supervisor, *supervisor.children(recursive=True)]
+
+    def gcs(self) -> psutil.Process | None:
+        return next((p for p in self.processes() if p.name().startswith("gcs_server")), None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def local_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def status_of(url: str, token: str | None) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def until(condition: Callable[[], object], timeout_s: float = 45.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    state, port = tmp_path_factory.mktemp("head"), free_port()
+    started = local_sh("start", "--port", str(free_port()), "--dashboard-port", str(port), "--state", str(state))
+    try:
+        assert started.returncode == 0, started.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("RAY_")]:
+                patch.delenv(name)
+            for line in started.stdout.splitlines():
+                if line.startswith("export "):
+                    patch.setenv(*line.removeprefix("export ").split("=", 1))
+            yield Head(state, f"http://127.0.0.1:{port}")
+    finally:
+        local_sh("stop", "--state", str(state))
+
+
+@pytest.mark.integration
+def test_nobody_gets_in_without_the_token(head: Head) -> None:
+    token = head.state / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    jobs = f"{head.url}/api/jobs/"
+    assert [status_of(jobs, given) for given in (None, "wrong" * 8, token.read_text())] == [401, 403, 200]
+    listening = {c.laddr.ip for p in head.processes() for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.integration
+def test_a_job_comes_back_with_its_exit_code_and_log(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job.yaml").write_text(SPEC)
+    (tmp_path / "job.py").write_text(JOB)
+    said: list[str] = []
+    shown: list[str] = []
+
+    def submit(follow: bool) -> int:
+        trap = f"model.ref=file:$(touch {tmp_path}/pwned); touch {tmp_path}/pwned"
+        return cluster.submit(
+            tmp_path / "job.yaml",
+            say=said.append,
+            show=shown.append,
+            working_dir=tmp_path,
+            overrides=[trap],
+            follow=follow,
+            command=("python", "job.py"),
+        )
+
+    assert submit(follow=False) == 0
+    assert submit(follow=True) == 7
+    log = "".join(shown)
+    assert log.count("arguments ['job.yaml', '--set', 'model.ref=file:$(touch") == 1 and "] raybm token" in log
+    assert not (tmp_path / "pwned").exists()
+    assert [job.status for job in cluster.jobs()] == ["FAILED"]  # the second call adopted the first one's job
+    assert submit(follow=False) == 0
+    assert [job.id.endswith("-2") for job in cluster.jobs()] == [False, True]
+    assert cluster.cancel(cluster.jobs()[1].id)
+    with pytest.raises(NotFound):
+        cluster.cancel("nothing")
+    with pytest.raises(UserError, match="outside"):
+        cluster.submit(tmp_path / "job.yaml", say=said.append, working_dir=Path(__file__).parent)
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(wrong))
+    with pytest.raises(UserError, match="refuses the token"):
+        cluster.jobs()
+    with pytest.raises(NotFound):
+        cluster.jobs("http://127.0.0.1:18699")
+
+
+@pytest.mark.integration
+def test_a_killed_head_comes_back_and_a_stopped_one_leaves_nothing(head: Head) -> None:
+    before = head.gcs()
+    assert before is not None
+    before.kill()
+    until(lambda: (gcs := head.gcs()) is not None and gcs.pid != before.pid)
+    until(lambda: local_sh("status", "--state", str(head.state)).returncode == 0)
+    family, folder = head.processes(), head.folder
+    again = local_sh("start", "--state", str(head.state))
+    assert again.returncode == 0 and "runs already" in again.stderr
+    assert local_sh("stop", "--state", str(head.state)).returncode == 0
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not folder.exists() and local_sh("status", "--state", str(head.state)).returncode == 3
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_scripts_are_clean() -> None:
+    done = subprocess.run(["shellcheck", *SCRIPT.parent.glob("*.sh")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
