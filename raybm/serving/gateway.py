@@ -27,6 +27,7 @@ from raybm.serving.sse import Events, events
 from raybm.spec.serve import GatewaySpec
 
 logger = logging.getLogger(__name__)
+PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
 W = TypeVar("W", bound=openai.Wire)
 
 
@@ -194,7 +195,8 @@ class Accounting:
             await self.app(scope, receive, watched)
         finally:
             seconds, model = time.monotonic() - begun, state.get("model", "")
-            if scope["path"].startswith("/v1/"):
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path not in PROBES:
                 self.metrics.request(model, status, seconds)
                 line = "%s %s model=%s tenant=%s status=%d ms=%.1f"
-                logger.info(line, scope["method"], scope["path"], model or "-", state.get("tenant", "-"), status, seconds * 1000)
+                logger.info(line, scope["method"], path, model or "-", state.get("tenant", "-"), status, seconds * 1000)

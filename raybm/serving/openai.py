@@ -85,7 +85,7 @@ class Wire(BaseModel):
             mistakes = error.errors(include_url=False, include_context=False, include_input=False)
         texts = []
         for mistake in mistakes[:3]:
-            path = ".".join(str(part) for part in mistake["loc"])
+            path = ".".join(str(part) for part in mistake["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str"))
             what = "is not supported here; leave it out" if mistake["type"] == "extra_forbidden" else mistake["msg"]
             texts.append(f"{path or 'body'}: {what}.")
         raise InvalidRequest(" ".join(texts), where=str(mistakes[0]["loc"][0]) if mistakes[0]["loc"] else "")

@@ -250,6 +250,19 @@ def test_keys_tenants_and_limits(caplog: pytest.LogCaptureFixture) -> None:
     assert KEY not in line and "private" not in line
 
 
+def test_log_under_a_route_prefix_holds_no_prefix(caplog: pytest.LogCaptureFixture) -> None:
+    async def go() -> None:
+        transport = httpx.ASGITransport(make_app(), root_path="/a")
+        async with httpx.AsyncClient(transport=transport, base_url="http://raybm") as client:
+            assert (await client.get("/a/v1/models")).status_code == 200
+            assert (await client.get("/a/health")).status_code == 200
+
+    with caplog.at_level(logging.INFO, "raybm"):
+        asyncio.run(go())
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
+    assert line.startswith("GET /v1/models model=- tenant=anonymous status=200")
+
+
 def test_chunked_body_stops_at_the_limit() -> None:
     async def forever() -> Any:
         while True:
