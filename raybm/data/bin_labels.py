@@ -19,6 +19,7 @@ class BinLabels(Step):
 
     kind: Literal["bin_labels"] = "bin_labels"
     column: str
+    """The number's column, by its standard name or one that `columns` maps."""
     edges: Annotated[tuple[float, ...], Field(min_length=1)]
     """Rising; interval i is edges[i-1] <= x < edges[i]."""
     labels: tuple[str | None, ...]

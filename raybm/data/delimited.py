@@ -21,6 +21,7 @@ class Delimited(Source):
     header: bool = True
     """Whether the first line names the columns; without one, `columns` maps to 0-based positions."""
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = ","
+    """What stands between two fields."""
     quoting: bool = True
     """Whether double quotes enclose fields; off for files where a quote is just a character."""
 
@@ -90,3 +91,4 @@ class Tsv(Delimited):
 
     kind: Literal["tsv"] = "tsv"
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = "\t"
+    """What stands between two fields."""

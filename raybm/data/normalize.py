@@ -23,7 +23,9 @@ class Normalize(Step):
 
     kind: Literal["normalize"] = "normalize"
     form: Literal["NFC", "NFKC"] = "NFC"
+    """NFKC also turns full-width letters, ligatures and the like into plain ones."""
     lines: Literal["keep", "join"] = "keep"
+    """join makes one line of several."""
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         changed: dict[str, Any] = {}

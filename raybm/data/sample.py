@@ -18,6 +18,7 @@ class Sample(Step):
 
     kind: Literal["sample"] = "sample"
     share: Annotated[float, Field(gt=0, le=1)]
+    """Of the rows that come this far."""
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame.assign(_drop="")

@@ -13,6 +13,7 @@ class Text(Source):
 
     kind: Literal["text"] = "text"
     unit: Literal["line", "paragraph", "file"] = "paragraph"
+    """What one row is."""
 
     def rows(self, stream: TextIO) -> Iterator[tuple[int, Row | str]]:
         if self.unit == "file":

@@ -30,8 +30,11 @@ class TokenizerSpec(Spec):
     """A tokenizer trained on the job's own text (the training split)."""
 
     train: Literal["wordpiece", "bpe", "unigram", "char"]
+    """The algorithm; char needs no more than the characters there are."""
     vocab_size: PositiveInt = 8000
+    """Tokens at most."""
     lowercase: bool = False
+    """Fold the text to lower case first."""
 
 
 class ModelSpec(Spec):

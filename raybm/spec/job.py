@@ -20,9 +20,11 @@ class Resources(Spec):
     """What the job asks of the cluster."""
 
     workers: PositiveInt = 2
-    """Training ranks."""
+    """Training ranks: processes that share the work of one step."""
     cpus_per_worker: PositiveFloat = 1.0
+    """CPUs of each rank; PyTorch gets as many threads."""
     gpus_per_worker: NonNegativeFloat = 0.0
+    """GPUs of each rank; 0 trains on CPUs."""
     accelerator_type: str | None = None
     """Ray's name of the accelerator, such as H100 or A100."""
     placement_timeout_s: PositiveFloat = 600.0
@@ -40,7 +42,9 @@ class Split(Spec):
     """Shares dealt out by the digest of a row's content: the same row always lands in the same split."""
 
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the rows that choose the best checkpoint and stop training early."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the rows that only the evaluation sees."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
@@ -58,6 +62,7 @@ class DataSpec(Spec):
     """From files to cleaned, split, tokenised rows."""
 
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
+    """The files, of any mix of formats."""
     steps: tuple[StepSpec, ...] = (Normalize(), ExactDedup())
     """Cleaning, in this order."""
     split: Split = Split()
@@ -69,6 +74,7 @@ class EvaluateSpec(Spec):
     """Scores on the test split (and on every `slice`)."""
 
     batch: PositiveInt = 64
+    """Rows in one forward pass."""
     baseline: bool = True
     """Score a linear TF-IDF model on the same split too (classification)."""
 
@@ -96,11 +102,14 @@ class JobSpec(Spec):
     """One job: from raw data to a published model. Sections stand in life-cycle order; stages without a section do not run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Stands in the names of its runs, and of the published model unless `publish.name` says otherwise."""
     seed: NonNegativeInt = 17
+    """Of everything that is drawn: the split, new weights, the order of the rows, dropout."""
     storage: str = "~/.raybm"
     """Where runs, artifacts and the registry live: a folder that all nodes see, or s3://bucket/prefix."""
     resources: Resources = Resources()
     task: TaskSpec
+    """What is learned, from which columns."""
     model: ModelSpec
     data: DataSpec
     train: TrainSpec = TrainSpec()

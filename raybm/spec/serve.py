@@ -18,10 +18,15 @@ class Autoscaling(Spec):
     """Ray Serve's autoscaling of one model's replicas."""
 
     min_replicas: NonNegativeInt = 1
+    """0 lets an idle model leave its node; the next request then waits for it to load."""
     max_replicas: PositiveInt = 1
+    """Replicas at the highest load."""
     target_ongoing_requests: PositiveFloat = 8.0
+    """Requests in one replica at which another is started."""
     upscale_delay_s: NonNegativeFloat = 10.0
+    """How long the load must be high before replicas are added."""
     downscale_delay_s: NonNegativeFloat = 300.0
+    """How long the load must be low before replicas are taken away."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
@@ -37,12 +42,15 @@ class ServedModel(Spec):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """The `model` of a request."""
     ref: Reference
+    """Which weights; a `registry:name@alias` is looked up when a replica starts."""
     engine: EngineSpec = Transformers()
     autoscaling: Autoscaling = Autoscaling()
     cpus: NonNegativeFloat = 1.0
-    """Per replica."""
+    """CPUs of each replica."""
     gpus: NonNegativeFloat = 0.0
+    """GPUs of each replica; a part of one lets several replicas share it."""
     accelerator_type: str | None = None
+    """Ray's name of the accelerator, such as H100 or A100."""
     max_ongoing_requests: PositiveInt = 64
     """Requests that one replica holds at once."""
     max_queued_requests: PositiveInt = 256
@@ -62,8 +70,11 @@ class ApiKey(Spec):
     """A tenant's key, as the SHA-256 of the key (`raybm key new NAME` makes one)."""
 
     tenant: str
+    """Who holds it: the name in metrics and logs."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """64 hexadecimal digits; the key itself is stored nowhere."""
     requests_per_minute: PositiveInt | None = None
+    """One more is refused with 429. Default: no limit."""
 
 
 class GatewaySpec(Spec):
@@ -72,12 +83,15 @@ class GatewaySpec(Spec):
     api_keys: tuple[ApiKey, ...] = ()
     """Who may ask. Empty: everybody who reaches the port (loopback by default)."""
     max_body_bytes: PositiveInt = 1_000_000
+    """A larger request is refused with 413."""
     max_inputs: PositiveInt = 256
     """Texts in one classification or embedding request."""
     request_timeout_s: PositiveFloat = 120.0
     """A request that has not been answered by then ends with an error."""
     cpus: NonNegativeFloat = 0.5
+    """CPUs of each gateway replica."""
     replicas: PositiveInt = 1
+    """Gateway processes; requests are spread over them."""
 
 
 class ServeSpec(Spec):
@@ -112,16 +126,22 @@ class HttpOptions(Spec):
     host: str
     """Required: left out, plain `serve deploy` would listen on every interface."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """TCP port of the proxies."""
     request_timeout_s: PositiveFloat | None = None
+    """Serve's own deadline of a request; the gateway has one too."""
     keep_alive_timeout_s: PositiveInt = 5
+    """How long an idle connection stays open."""
 
 
 class Application(Spec):
     """One entry of `applications:` in Ray Serve's own config format."""
 
     name: str = "raybm"
+    """Name of the application in Ray Serve."""
     route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
+    """Where its paths begin."""
     import_path: str
+    """Always raybm.serving.app:build."""
     args: ServeSpec
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
@@ -138,5 +158,6 @@ class ServeConfig(Spec):
     """A serve_configs/ file: what both `raybm deploy` and `serve deploy` take."""
 
     proxy_location: Literal["EveryNode", "HeadOnly"] = "EveryNode"
+    """On which nodes a proxy listens."""
     http_options: HttpOptions
     applications: Annotated[tuple[Application, ...], Field(min_length=1)]

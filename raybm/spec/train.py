@@ -22,20 +22,23 @@ class EarlyStopping(Spec):
     metric: Literal["loss", "accuracy"] = "loss"
     """Of the validation split; accuracy is per sample for classifiers, per target token for language models."""
     patience: PositiveInt = 3
+    """Validations in a row without improvement after which training stops."""
     min_delta: NonNegativeFloat = 0.0
+    """A smaller change is no improvement."""
 
 
 class CheckpointSpec(Spec):
-    """When training state is written; the last and the best by validation loss are kept."""
+    """When training state is written; the last and the best are kept (by validation loss, or by early stopping's metric)."""
 
     every_steps: PositiveInt | None = None
-    """Default: at every validation."""
+    """Optimiser steps between two checkpoints. Default: one at every validation."""
 
 
 class TrainSpec(Spec):
     """Optimisation. Batch sizes are global: they do not change with the number of workers."""
 
     epochs: PositiveFloat = 1.0
+    """Passes over the training split; a fraction will do."""
     max_steps: PositiveInt | None = None
     """Optimiser steps; overrides `epochs`."""
     global_batch: PositiveInt = 32
@@ -43,9 +46,11 @@ class TrainSpec(Spec):
     micro_batch: PositiveInt | None = None
     """Samples a forward pass on one worker. Default: global_batch ÷ workers."""
     lr: PositiveFloat = 5e-5
+    """The highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's decoupled decay; biases and norms are exempt."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW's decay rates of the mean and the square of the gradients."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -53,9 +58,10 @@ class TrainSpec(Spec):
     clip_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this global norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 halves weights and activations and keeps fp32 master weights in the optimiser."""
     zero: ZeroSpec = ZeroSpec()
     validate_every_steps: PositiveInt | None = None
-    """Default: at the end of every epoch."""
+    """Optimiser steps between two looks at the validation split. Default: an epoch's."""
     log_every_steps: PositiveInt = 10
     """Steps between two entries in metrics.jsonl."""
     early_stopping: EarlyStopping | None = None
