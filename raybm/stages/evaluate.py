@@ -1,0 +1,288 @@
+"""Evaluate: the task's loss and the engine's predictions on the test split and on every slice, beside a linear baseline.
+
+One Ray Data execution whose items are the prepared Parquet files. An actor holds the model twice where both are asked for: as
+the task knows it, for the loss, and as the engine that will serve it, for the predictions.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from raybm.core.artifact import Artifact
+from raybm.core.context import Context
+from raybm.core.errors import Cancelled, DataError
+from raybm.core.spec import Spec
+from raybm.data.execution import batches
+from raybm.engines.transformers.spec import Transformers
+from raybm.models.spec import ModelSpec
+from raybm.spec.job import EvaluateSpec
+from raybm.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAME = "evaluate"
+INPUTS = ("prepare", "train")
+CODE = ("core", "models", "engines", "tasks", "stages/evaluate.py")
+outside = None
+
+PASS_TOKENS = 2048
+"""Padded tokens of a loss pass: a language model's logits take 200 kB a token (fp32, 50k words)."""
+REPORT_ROWS = 1000
+"""Predictions that come back in one piece."""
+BASELINE_ROWS = 100_000
+"""Training rows of the baseline at most."""
+
+logger = logging.getLogger(__name__)
+
+
+class View(Spec):
+    seed: int
+    task: TaskSpec
+    model: ModelSpec
+    evaluate: EvaluateSpec
+
+
+@dataclass
+class Tally:
+    """What came back of one split."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    units: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, report: Mapping[str, Any]) -> None:
+        self.loss += report.get("loss", 0.0)
+        self.correct += report.get("correct", 0.0)
+        self.units += report.get("units", 0)
+        self.rows += report.get("rows", [])
+        self.predictions += report.get("predictions", [])
+
+
+def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
+    """Raises DataError where there is no row to evaluate on."""
+    prepared, trained = inputs["prepare"], inputs["train"]
+    dataset = json.loads(prepared.storage.read("dataset.json"))
+    splits = [split for split, rows in dataset["rows"].items() if rows and (split == "test" or split.startswith("slice-"))]
+    if not splits:
+        raise DataError("there is no test split.", where="evaluate", remedy="Give data.split.test a share, or drop `evaluate`.")
+    task, labels = view.task.build(), dataset["labels"]
+    tallies = _measure(view, prepared, trained, labels, splits, context)
+    scored = {split: _scores(task, tally, labels, dataset["rows"][split]) for split, tally in tallies.items()}
+    result = _by_split(scored)
+    if labels and view.evaluate.baseline:
+        result["baseline"] = _by_split(_baseline(view, prepared, tallies, labels))
+    out.storage.write("evaluation.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    _write_predictions(out, tallies)
+    _tell(view, result, context)
+    metrics = _numbers(result.get("test", {})) | {"slices": {name: _numbers(scores) for name, scores in result["slices"].items()}}
+    return metrics | ({"baseline": _numbers(result["baseline"].get("test", {}))} if "baseline" in result else {})
+
+
+def _measure(
+    view: View, prepared: Artifact, trained: Artifact, labels: Sequence[str], splits: Sequence[str], context: Context
+) -> dict[str, Tally]:
+    import ray.data
+
+    predicts = view.task.build().predict_rows([]) is not None
+    items = [("predict", split, key) for split in splits for key in prepared.storage.keys(f"rows/{split}") if predicts]
+    # Of a slice that is predicted on, the loss is left out: it would take as long again and says less than the scores.
+    items += [
+        ("loss", split, key) for split in splits for key in prepared.storage.keys(f"encoded/{split}") if split == "test" or not predicts
+    ]
+    tallies = {split: Tally() for split in splits}
+    context.progress(f"evaluate: {', '.join(splits)}")
+    data = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map_batches(
+        Evaluator,
+        fn_constructor_args=(view.canonical(), prepared, trained, tuple(labels)),
+        batch_size=None,
+        batch_format="pyarrow",
+        **_placement(context.resources, len(items)),
+    )
+    for table in batches(data, NAME):
+        for report in map(json.loads, table.column("report").to_pylist()):
+            tallies[report["split"]].add(report)
+        if context.cancelled():
+            raise Cancelled("the run was cancelled while its model was evaluated.")
+    return tallies
+
+
+def _placement(resources: Any, items: int) -> dict[str, Any]:
+    """The training's resources: a worker's GPU each, or as few actors as the CPUs of a node allow (each loads the model)."""
+    import ray
+    import ray.data
+
+    cpus, gpus = resources.workers * resources.cpus_per_worker, resources.gpus_per_worker
+    if gpus:
+        actors, each = resources.workers, {"num_cpus": resources.cpus_per_worker, "num_gpus": gpus}
+    else:
+        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+        each = {"num_cpus": max(1, min(cpus, largest))}
+        actors = int(cpus // each["num_cpus"])
+    if gpus and resources.accelerator_type:
+        each["accelerator_type"] = resources.accelerator_type
+    return {"compute": ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, items))), **each}
+
+
+class Evaluator:
+    """In the actor: prepared files → sums of the loss, or rows with predictions."""
+
+    def __init__(self, view: dict[str, Any], prepared: Artifact, trained: Artifact, labels: Sequence[str]) -> None:
+        self.view = View.parse(view, NAME)
+        self.prepared, self.trained, self.labels = prepared, trained, labels
+
+    def __call__(self, table: pa.Table) -> Iterator[dict[str, list[str]]]:
+        import pyarrow.parquet as pq
+
+        for item in table.column("item").to_pylist():
+            what, split, key = json.loads(item)
+            rows = pq.read_table(io.BytesIO(self.prepared.storage.read(f"{'rows' if what == 'predict' else 'encoded'}/{split}/{key}")))
+            for report in self._predict(rows.to_pylist()) if what == "predict" else [self._loss(rows.to_pylist())]:
+                yield {"report": [json.dumps({"split": split, **report})]}
+
+    @cached_property
+    def task(self) -> Any:
+        return self.view.task.build()
+
+    @cached_property
+    def engine(self) -> Any:
+        self._use_the_cpus_given()
+        return Transformers(max_batch=self.view.evaluate.batch).build(self.trained.folder("model"))
+
+    @cached_property
+    def model(self) -> tuple[Any, Any, Any]:
+        """The task's model, its tokenizer and its device."""
+        import torch
+        from transformers import AutoTokenizer
+
+        self._use_the_cpus_given()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = AutoTokenizer.from_pretrained(self.prepared.folder("tokenizer"))
+        return self.task.model(self.trained.folder("model"), {}, self.labels, tokenizer).to(device).eval(), tokenizer, device
+
+    def _use_the_cpus_given(self) -> None:
+        import torch
+        from transformers import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        torch.set_num_threads(max(1, min(int(os.environ.get("OMP_NUM_THREADS", "1")), os.cpu_count() or 1)))
+
+    def _predict(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(rows), REPORT_ROWS):
+            part = rows[start : start + REPORT_ROWS]
+            yield {"rows": part, "predictions": self.engine.predict(self.task.predict_rows(part))}
+
+    def _loss(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        import torch
+
+        model, tokenizer, device = self.model
+        sums = {"loss": 0.0, "correct": 0.0, "units": 0}
+        for part in _passes(rows, self.view.evaluate.batch):
+            batch = {name: tensor.to(device) for name, tensor in self.task.collate(part, tokenizer).items()}
+            with torch.inference_mode():
+                loss = self.task.loss(model, batch)
+            sums["loss"] += float(loss.total)
+            sums["correct"] += float(loss.correct)
+            sums["units"] += int(self.task.units(batch))
+        return sums
+
+
+def _passes(rows: Sequence[Mapping[str, Any]], batch: int) -> Iterator[list[Mapping[str, Any]]]:
+    """Rows of like length together, within `batch` rows and PASS_TOKENS padded tokens."""
+    part: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        if part and (len(part) == batch or len(part[0]["input_ids"]) * (len(part) + 1) > PASS_TOKENS):
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+# ---- from sums and predictions to scores
+
+
+def _scores(task: Any, tally: Tally, labels: Sequence[str], rows: int) -> dict[str, Any]:
+    scores: dict[str, Any] = {"rows": rows}
+    if tally.units:
+        scores["loss"] = tally.loss / tally.units
+    if tally.predictions:
+        scores |= task.score(tally.predictions, tally.rows, labels)
+        return scores
+    if tally.units:  # of tokens
+        scores |= {"tokens": tally.units, "perplexity": math.exp(min(scores["loss"], 700)), "token_accuracy": tally.correct / tally.units}
+    return scores
+
+
+def _by_split(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    slices = {split.removeprefix("slice-"): scores for split, scores in scored.items() if split != "test"}
+    return ({"test": scored["test"]} if "test" in scored else {}) | {"slices": slices}
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if isinstance(value, int | float)}
+
+
+def _baseline(view: View, prepared: Artifact, tallies: Mapping[str, Tally], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A linear model over TF-IDF of words and pairs of words, trained on the same rows: what a model of ours has to beat.
+    A CJK character counts as a word, since nothing parts the words there."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
+
+    task = view.task.build()
+    files = [io.BytesIO(prepared.storage.read(f"rows/train/{key}")) for key in prepared.storage.keys("rows/train")]
+    train = pa.concat_tables([pq.read_table(file, columns=["text", "label"]) for file in files])
+    if len(train) > BASELINE_ROWS:
+        train = train.take(np.sort(np.random.default_rng(view.seed).choice(len(train), BASELINE_ROWS, replace=False)))
+    words = {"token_pattern": r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+", "ngram_range": (1, 2), "sublinear_tf": True}
+    model = make_pipeline(TfidfVectorizer(**words), LinearSVC(random_state=view.seed))
+    model.fit(train.column("text").to_pylist(), train.column("label").to_pylist())
+    scored = {}
+    for split, tally in tallies.items():
+        said = model.predict([row["text"] for row in tally.rows])
+        scored[split] = {"rows": len(tally.rows)} | task.score([{"label": label} for label in said], tally.rows, labels)
+    return scored
+
+
+def _write_predictions(out: Artifact, tallies: Mapping[str, Tally]) -> None:
+    """predictions.parquet: the rows with what was predicted beside them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"split": split, **row, **{f"predicted_{name}": value for name, value in prediction.items() if name != "tokens"}}
+        for split, tally in tallies.items()
+        for row, prediction in zip(tally.rows, tally.predictions, strict=True)
+    ]
+    if rows:
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink)
+        out.storage.write("predictions.parquet", sink.getvalue())
+
+
+def _tell(view: View, result: Mapping[str, Any], context: Context) -> None:
+    baseline = result.get("baseline", {"slices": {}})
+    named = {"test": (result.get("test"), baseline.get("test"))}
+    named |= {name: (scores, baseline["slices"].get(name)) for name, scores in result["slices"].items()}
+    for name, (scores, beside) in named.items():
+        if scores:
+            shown = [
+                f"{metric} {scores[metric]:.4g}" + (f" (linear {beside[metric]:.4g})" if beside and metric in beside else "")
+                for metric in view.task.METRICS
+                if metric in scores
+            ]
+            context.progress(f"evaluate: {name}, {scores['rows']:,} rows: {', '.join(shown[:3])}")
