@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _UNWANTED = ("*/*", "consolidated*", "*.onnx*")
 _DESCRIBING = ("config.json", "model.safetensors.index.json", "signature.json", "version.json")
+HUB_TIMEOUT_S = 10.0
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SPDX = {
     name.lower(): name
@@ -53,12 +55,17 @@ def resolve(ref: str, storage: Storage | None = None) -> Path:
 
 
 def pinned(ref: str, storage: Storage) -> str:
-    """The reference with a registry alias replaced by the version that it points to now; others as they are. Raises NotFound."""
+    """The reference with what can move replaced by what it points to now: a registry alias by its version, a branch of the hub by its
+    commit. Others as they are. Raises NotFound."""
     from raybm.core.registry import Registry
 
     scheme, _, rest = ref.partition(":")
     name, at, which = rest.partition("@")
-    return f"registry:{name}@{Registry(storage).get(name, which).number}" if scheme == "registry" and at else ref
+    if scheme == "registry" and at:
+        return f"registry:{name}@{Registry(storage).get(name, which).number}"
+    if scheme == "hub" and not re.fullmatch(r"[0-9a-f]{40}", which):
+        return f"hub:{name}@{_hub_commit(ref, name, which)}"
+    return ref
 
 
 def fingerprint(ref: str) -> str:
@@ -122,11 +129,32 @@ def _check_files(names: Iterable[str] | None, ref: str) -> None:
 
 def _hub(ref: str, rest: str) -> Path:
     """Through huggingface_hub's own cache, token (HF_TOKEN) and offline switch (HF_HUB_OFFLINE)."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     name, _, revision = rest.partition("@")
-    try:
+    with _hub_errors(ref, name, revision):
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)))
+
+
+def _hub_commit(ref: str, name: str, revision: str) -> str:
+    """The commit that a branch or tag points to; without a network, the one that was fetched last."""
+    from huggingface_hub import HfApi, errors
+
+    with _hub_errors(ref, name, revision):
+        try:
+            return str(HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S).sha)
+        except errors.HfHubHTTPError:
+            raise
+        except (errors.OfflineModeIsEnabled, errors.HTTPError):
+            return _hub(ref, f"{name}@{revision}").name
+
+
+@contextmanager
+def _hub_errors(ref: str, name: str, revision: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError:
         remedy = f"Accept the terms at https://huggingface.co/{name} and set HF_TOKEN."
         raise NotFound("the model is gated and this account has no access.", where=ref, remedy=remedy) from None
@@ -142,7 +170,9 @@ def _hub(ref: str, rest: str) -> Path:
         remedy = "Check the network (and HF_HUB_OFFLINE), or fetch the model where there is one and use file:."
         raise NotFound("the hub cannot be reached and the model is not in the local cache.", where=ref, remedy=remedy) from None
     except (errors.HTTPError, OSError) as error:  # broken connections and refusals in mid-download; the disk
-        raise NotFound(f"the download failed: {type(error).__name__}.", where=ref, remedy="Try again; what was fetched is kept.") from error
+        raise NotFound(
+            f"the hub's answer failed: {type(error).__name__}.", where=ref, remedy="Try again; what was fetched is kept."
+        ) from error
 
 
 def _s3(ref: str) -> Path:

@@ -180,10 +180,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 ASK = """
 import sys
 from raybm.core.errors import RaybmError
-from raybm.models.references import resolve
+from raybm.models.references import pinned, resolve
 for ref in sys.argv[1:]:
     try:
-        print(sorted(path.name for path in resolve(ref).iterdir()))
+        print(pinned(ref.removeprefix("pin "), None) if ref.startswith("pin ") else sorted(path.name for path in resolve(ref).iterdir()))
     except RaybmError as error:
         print(type(error).__name__, error)
 """
@@ -201,14 +201,24 @@ def ask(tmp_path, *refs, **environment):
 def test_the_hub(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    refs = ("hub:org/small", "hub:org/small@main", "hub:org/small@v9", "hub:org/gated", "hub:org/none", "hub:org/pickled", "hub:a/b/c")
+    refs = (
+        "pin hub:org/small@main",
+        "hub:org/small",
+        "hub:org/small@main",
+        "hub:org/small@v9",
+        "hub:org/gated",
+        "hub:org/none",
+        "hub:org/pickled",
+        "hub:a/b/c",
+    )
     try:
-        small, main, revision, gated, unknown, pickled, malformed = ask(
+        pin, small, main, revision, gated, unknown, pickled, malformed = ask(
             tmp_path, *refs, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}"
         )
     finally:
         server.shutdown()
         server.server_close()
+    assert pin == f"hub:org/small@{Hub.SHA}"  # a branch moves; what a run used is a commit
     assert small == main == "['config.json', 'model.safetensors']"  # no pickle, no code, nothing of the folders inside
     assert revision.startswith("NotFound") and "'v9'" in revision
     assert gated.startswith("NotFound") and "gated" in gated and "HF_TOKEN" in gated
@@ -216,7 +226,10 @@ def test_the_hub(tmp_path):
     assert pickled.startswith("NotFound") and "safetensors" in pickled
     assert malformed.startswith("UserError")
     # Without a network what was fetched is there, the rest is not.
-    again, absent = ask(tmp_path, "hub:org/small", "hub:org/none", HF_HUB_OFFLINE="1")
+    offline = ("pin hub:org/small", "pin hub:org/none", pin, "hub:org/small", "hub:org/none")
+    pin_again, pin_absent, by_commit, again, absent = ask(tmp_path, *offline, HF_HUB_OFFLINE="1")
+    assert pin_again == pin and pin_absent == absent
+    assert by_commit == small
     assert again == small
     assert absent.startswith("NotFound") and "cannot be reached" in absent
 
