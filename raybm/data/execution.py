@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from raybm.core.errors import DeadlineExceeded, RaybmError
 
@@ -17,47 +17,33 @@ STALL_TIMEOUT_S = 600.0
 """Without a block done anywhere."""
 
 
+def from_items(items: Sequence[Any]) -> Dataset:
+    """A block an item, with its JSON in column `item`."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a task's error is raised by `batches` as well
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    return ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
+
+
 def batches(data: Dataset, where: str) -> Iterator[pa.Table]:
     """The blocks of a pipeline as they are done. Raises DeadlineExceeded where Ray places no task, and what a task raised."""
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayTaskError
 
-    with _quiet():
-        try:
-            yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        except ExecutionTimeoutError:
-            free, there = ray.available_resources(), ray.cluster_resources()
-            counts = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-            raise DeadlineExceeded(
-                f"nothing has finished for {STALL_TIMEOUT_S:.0f} s; free: {counts}.", where=where, remedy="Free some, or add a node."
-            ) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, RaybmError):
-                raise error.cause from None
-            raise
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from ray.data import DataContext
-
-    settings = DataContext.get_current()
-    ours = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        "execution_no_progress_timeout_s": STALL_TIMEOUT_S,
-        "target_max_block_size": None,  # blocks as the tasks make them
-    }
-    before = {name: getattr(settings, name) for name in ours}
-    chatter = logging.getLogger("ray.data")
-    level = chatter.level
+    data.context.print_on_execution_start = False
+    data.context.target_max_block_size = None  # blocks as the tasks make them
+    data.context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
     try:
-        chatter.setLevel(logging.CRITICAL)  # a task's error is raised here as well
-        for name, value in ours.items():
-            setattr(settings, name, value)
-        yield
-    finally:
-        chatter.setLevel(level)
-        for name, value in before.items():
-            setattr(settings, name, value)
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    except ExecutionTimeoutError:
+        free, there = ray.available_resources(), ray.cluster_resources()
+        counts = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+        raise DeadlineExceeded(
+            f"nothing has finished for {STALL_TIMEOUT_S:.0f} s; free: {counts}.", where=where, remedy="Free some, or add a node."
+        ) from None
+    except RayTaskError as error:
+        if isinstance(error.cause, RaybmError):
+            raise error.cause from None
+        raise

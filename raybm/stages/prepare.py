@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -25,10 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
-from raybm.core.errors import Cancelled, DataError, DeadlineExceeded, RaybmError
+from raybm.core.errors import Cancelled, DataError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.data.cleaning import Plan, Unit, read, regroup, write_parquet
+from raybm.data.execution import batches, from_items
 from raybm.data.files import File, expand, version
 from raybm.data.frame import ORDER, texts
 from raybm.data.reading import Wanted
@@ -48,8 +47,6 @@ CODE = ("core", "models", "data", "tasks", "stages/prepare.py")
 
 PART_BYTES = 16 << 20
 """Of input text that one task holds at a time."""
-STALL_TIMEOUT_S = 600.0
-"""Without a block done anywhere; the longest honest wait is for one part being tokenised."""
 MAX_BAD_KEPT = 100_000
 """Bad rows in bad_rows.jsonl; all are counted."""
 PROGRESS_EVERY_S = 5.0
@@ -249,66 +246,22 @@ def _execute(
     items: Sequence[Any], stages: Sequence[Callable[..., Any]], parts: int, context: Context, tally: Tally, progress: Callable[[], str]
 ) -> None:
     """One streaming execution: every item a block, rows regrouped by `_part` between stages, the last stage's reports into the tally."""
-    import ray
-    import ray.data
-    from ray.data.exceptions import ExecutionTimeoutError
-    from ray.exceptions import RayTaskError
-
     if not items:
         return
     told = time.monotonic()
-    with _quiet():
-        data = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
-        for place, stage in enumerate(stages):
-            if place:
-                data = data.repartition(parts, keys=["_part"])
-            data = data.map_batches(stage, batch_size=None, batch_format="pyarrow")
-        try:
-            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for report in batch.column("report").to_pylist():
-                    tally.add(json.loads(report))
-                if context.cancelled():
-                    raise Cancelled("the run was cancelled while its data was prepared.")
-                if time.monotonic() - told > PROGRESS_EVERY_S:
-                    told = time.monotonic()
-                    context.progress(f"prepare: {progress()}")
-        except ExecutionTimeoutError:
-            free, there = ray.available_resources().get("CPU", 0), ray.cluster_resources().get("CPU", 0)
-            raise DeadlineExceeded(
-                f"no data task has finished a block for {STALL_TIMEOUT_S:.0f} s; {free:g} of {there:g} CPUs are free.",
-                where="prepare",
-                remedy="A data task takes one CPU: free one, or add a node.",
-            ) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, RaybmError):
-                raise error.cause from None
-            raise
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without bars and chatter, with a deadline, and with blocks as the tasks make them."""
-    from ray.data import DataContext
-
-    settings = DataContext.get_current()
-    ours = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        "execution_no_progress_timeout_s": STALL_TIMEOUT_S,
-        "target_max_block_size": None,
-    }
-    before = {name: getattr(settings, name) for name in ours}
-    chatter = logging.getLogger("ray.data")
-    level = chatter.level
-    try:
-        chatter.setLevel(logging.CRITICAL)  # a task's error is raised here as well
-        for name, value in ours.items():
-            setattr(settings, name, value)
-        yield
-    finally:
-        chatter.setLevel(level)
-        for name, value in before.items():
-            setattr(settings, name, value)
+    data = from_items(items)
+    for place, stage in enumerate(stages):
+        if place:
+            data = data.repartition(parts, keys=["_part"])
+        data = data.map_batches(stage, batch_size=None, batch_format="pyarrow")
+    for batch in batches(data, NAME):
+        for report in batch.column("report").to_pylist():
+            tally.add(json.loads(report))
+        if context.cancelled():
+            raise Cancelled("the run was cancelled while its data was prepared.")
+        if time.monotonic() - told > PROGRESS_EVERY_S:
+            told = time.monotonic()
+            context.progress(f"prepare: {progress()}")
 
 
 # ---- what came out
