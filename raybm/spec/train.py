@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from raybm.core.spec import Check, Spec
 
+# Elements of DeepSpeed's communication buffers. Its default (5e8) is a GPU's size: on a CPU it costs 2 GB a rank for nothing.
+BUCKET = {"cpu": 5_000_000, "cuda": 200_000_000}
+
 
 class ZeroSpec(Spec):
     """DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054)."""

@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from raybm.spec.train import TrainSpec
-
-# ZeRO-3's default buckets (5e8 elements) are GPU sizes: on a CPU they cost 2 GB a rank for nothing.
-BUCKET = {"cpu": 5_000_000, "cuda": 200_000_000}
+from raybm.spec.train import BUCKET, TrainSpec
 
 
 def deepspeed_config(train: TrainSpec, workers: int, micro_batch: int, device: str) -> dict[str, Any]:
