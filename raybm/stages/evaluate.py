@@ -20,7 +20,7 @@ from raybm.core.artifact import Artifact
 from raybm.core.context import Context
 from raybm.core.errors import Cancelled, DataError
 from raybm.core.spec import Spec
-from raybm.data.execution import batches
+from raybm.data.execution import batches, from_items
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import ModelSpec
 from raybm.spec.job import EvaluateSpec
@@ -33,6 +33,7 @@ NAME = "evaluate"
 INPUTS = ("prepare", "train")
 CODE = ("core", "models", "engines", "tasks", "stages/evaluate.py")
 outside = None
+
 
 PASS_TOKENS = 2048
 """Padded tokens of a loss pass: a language model's logits take 200 kB a token (fp32, 50k words)."""
@@ -92,8 +93,6 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
 def _measure(
     view: View, prepared: Artifact, trained: Artifact, labels: Sequence[str], splits: Sequence[str], context: Context
 ) -> dict[str, Tally]:
-    import ray.data
-
     predicts = view.task.build().predict_rows([]) is not None
     items = [("predict", split, key) for split in splits for key in prepared.storage.keys(f"rows/{split}") if predicts]
     # Of a slice that is predicted on, the loss is left out: it would take as long again and says less than the scores.
@@ -102,7 +101,7 @@ def _measure(
     ]
     tallies = {split: Tally() for split in splits}
     context.progress(f"evaluate: {', '.join(splits)}")
-    data = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items)).map_batches(
+    data = from_items(items).map_batches(
         Evaluator,
         fn_constructor_args=(view.canonical(), prepared, trained, tuple(labels)),
         batch_size=None,
@@ -146,7 +145,7 @@ class Evaluator:
 
         for item in table.column("item").to_pylist():
             what, split, key = json.loads(item)
-            rows = pq.read_table(io.BytesIO(self.prepared.storage.read(f"{'rows' if what == 'predict' else 'encoded'}/{split}/{key}")))
+            rows = pq.read_table(io.BytesIO(self.prepared.storage.read(key)))
             for report in self._predict(rows.to_pylist()) if what == "predict" else [self._loss(rows.to_pylist())]:
                 yield {"report": [json.dumps({"split": split, **report})]}
 
@@ -244,7 +243,7 @@ def _baseline(view: View, prepared: Artifact, tallies: Mapping[str, Tally], labe
     from sklearn.svm import LinearSVC
 
     task = view.task.build()
-    files = [io.BytesIO(prepared.storage.read(f"rows/train/{key}")) for key in prepared.storage.keys("rows/train")]
+    files = [io.BytesIO(prepared.storage.read(key)) for key in prepared.storage.keys("rows/train")]
     train = pa.concat_tables([pq.read_table(file, columns=["text", "label"]) for file in files])
     if len(train) > BASELINE_ROWS:
         train = train.take(np.sort(np.random.default_rng(view.seed).choice(len(train), BASELINE_ROWS, replace=False)))
