@@ -1,4 +1,4 @@
-"""Validates custom resources as the API server would: structural schemas, unknown fields, CEL rules; and what only KubeRay's webhook knows."""
+"""Validates custom resources as the API server and KubeRay would: structural schemas, unknown fields, CEL rules, upgrade strategies."""
 
 from __future__ import annotations
 
