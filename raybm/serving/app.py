@@ -57,7 +57,7 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
         graceful_shutdown_timeout_s=gateway.request_timeout_s,  # a redeploy lets answers finish
-        max_constructor_retry_count=3,
+        max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
     return deployment.bind(model.name, loader, model.engine.max_batch, model.engine.batch_wait_ms)

@@ -39,7 +39,7 @@ class Keys:
             if hmac.compare_digest(known.sha256, digest):
                 found = known.tenant
         if found is None:
-            raise Unauthenticated("this API key is not valid.", remedy="Ask the operator for one (`raybm key new`).")
+            raise Unauthenticated("this API key is not valid.", remedy="Ask the operator for one (`raybm key TENANT` makes one).")
         return found
 
 

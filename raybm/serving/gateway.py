@@ -76,7 +76,7 @@ class Gateway:
         if query.stream:
             return await self.stream(request, model, query)
         answer = await model.complete(query.request())
-        self.metrics.tokens(query.model, answer.prompt_tokens, answer.completion_tokens)
+        self.metrics.tokens(query.model, request.state.tenant, answer.prompt_tokens, answer.completion_tokens)
         choices = [query.choice(answer.text, answer.finish_reason)]
         return JSONResponse(
             query.head(chunk=False) | {"choices": choices, "usage": openai.usage(answer.prompt_tokens, answer.completion_tokens)}
@@ -89,7 +89,7 @@ class Gateway:
 
     async def _deltas(self, request: Request, model: Model, query: openai.Generation) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
-        begun, written, delta = time.monotonic(), 0, None
+        begun, pieces, written, delta = time.monotonic(), 0, 0, None
         source = model.generate(query.request())
         try:
             while True:
@@ -100,23 +100,23 @@ class Gateway:
                     return
                 except TimeoutError:
                     raise DeadlineExceeded(f"the answer was not complete within {self.spec.request_timeout_s:g} s.") from None
-                if not written:
+                if not pieces:
                     self.metrics.first_token(query.model, time.monotonic() - begun)
-                written += delta.tokens
+                pieces, written = pieces + 1, written + delta.tokens
                 yield delta
         finally:
             if delta is not None:
-                self.metrics.tokens(query.model, delta.prompt_tokens, written)
+                self.metrics.tokens(query.model, request.state.tenant, delta.prompt_tokens, written)
             await source.aclose()
 
     async def embed(self, request: Request, model: Model, query: openai.Embed) -> Response:
         result = await model.embed(query.texts())
-        self.metrics.tokens(query.model, sum(result.tokens), 0)
+        self.metrics.tokens(query.model, request.state.tenant, sum(result.tokens), 0)
         return JSONResponse(query.answer(result))
 
     async def classify(self, request: Request, model: Model, query: openai.Classify) -> Response:
         rows = await model.predict([{"text": text} for text in query.texts()])
-        self.metrics.tokens(query.model, sum(row.get("tokens", 0) for row in rows), 0)
+        self.metrics.tokens(query.model, request.state.tenant, sum(row.get("tokens", 0) for row in rows), 0)
         return JSONResponse(query.answer(rows))
 
 
@@ -182,7 +182,7 @@ class Accounting:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 499  # nginx's number for a client that left before the answer
+        begun, status = time.monotonic(), statuses.CLIENT_LEFT
         state = scope.setdefault("state", {})
 
         async def watched(message: Message) -> None:
@@ -194,9 +194,9 @@ class Accounting:
         try:
             await self.app(scope, receive, watched)
         finally:
-            seconds, model = time.monotonic() - begun, state.get("model", "")
+            seconds, model, tenant = time.monotonic() - begun, state.get("model", ""), state.get("tenant", "")
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if path not in PROBES:
-                self.metrics.request(model, status, seconds)
+                self.metrics.request(model, tenant, status, seconds)
                 line = "%s %s model=%s tenant=%s status=%d ms=%.1f"
-                logger.info(line, scope["method"], path, model or "-", state.get("tenant", "-"), status, seconds * 1000)
+                logger.info(line, scope["method"], path, model or "-", tenant or "-", status, seconds * 1000)

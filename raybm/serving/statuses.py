@@ -13,6 +13,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UserError
@@ -32,6 +33,7 @@ class Status:
     retry_after_s: float | None = None
 
 
+CLIENT_LEFT = 499  # nginx's number for a client that left before the answer; nobody receives it
 _BUSY = "the model has no room for another request now. Try again."
 _GONE = "the replica that worked on this went away. Try again."
 
@@ -48,6 +50,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (DeploymentUnavailableError, Status(503, "server_error", "model_unavailable", "the model is not running.", 10)),
     (RayActorError, Status(503, "server_error", "replica_lost", _GONE, 1)),
     (ReplicaUnavailableError, Status(503, "server_error", "replica_lost", _GONE, 1)),
+    (ClientDisconnect, Status(CLIENT_LEFT, "invalid_request_error", "client_left", "the client left.")),
     (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
     (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come within gateway.request_timeout_s.")),
 )
