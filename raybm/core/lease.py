@@ -69,6 +69,14 @@ class Lease:
             self.storage.write(KEY, self._content())
 
 
+def held(storage: Storage) -> bool:
+    """Whether somebody who is alive is making this artifact."""
+    try:
+        return not _quiet(json.loads(storage.read(KEY)))
+    except NotFound:
+        return False
+
+
 def _quiet(lease: dict[str, object]) -> bool:
     if lease["host"] == platform.node() and not _alive(int(str(lease["pid"]))):
         return True
