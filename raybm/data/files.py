@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from raybm.core.errors import DataError, NotFound
-from raybm.core.storage import open_storage
+from raybm.core.storage import Storage, open_storage
 
 WILDCARD = re.compile(r"[*?\[]")
 NOT_TEXT = (
@@ -33,10 +33,11 @@ NOT_TEXT = (
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source: the path as people know it (absolute, s3://, or package:) and its bytes on disk."""
+    """One file of a source: the path as people know it (absolute, s3://, or package:), its bytes on disk, and for S3 the server."""
 
     path: str
     bytes: int
+    storage: Storage | None = None
 
 
 def expand(path: str) -> tuple[File, ...]:
@@ -92,7 +93,8 @@ def _in_storage(path: str) -> list[File]:
     keys = [key for key in names if _matches(key.split("/"), pattern)]
     filesystem, root = storage.arrow()
     infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
-    return [File(f"{folder}/{key}", info.size) for key, info in zip(keys, infos, strict=True) if info.type == pyarrow.fs.FileType.File]
+    is_file = pyarrow.fs.FileType.File
+    return [File(f"{folder}/{key}", info.size, storage.at(key)) for key, info in zip(keys, infos, strict=True) if info.type == is_file]
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
@@ -103,8 +105,8 @@ def version(file: File) -> str:
     """Changes when the file does: size and modification time (of a packaged file: its size; packages have versions of their own)."""
     if file.path.startswith("package:"):
         return str(file.bytes)
-    if file.path.startswith("s3://"):
-        filesystem, path = open_storage(file.path).arrow()
+    if file.storage is not None:
+        filesystem, path = file.storage.arrow()
         return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
     return f"{file.bytes} {Path(file.path).stat().st_mtime_ns}"
 
@@ -146,7 +148,7 @@ class Opened:
 @contextmanager
 def open_file(file: File) -> Iterator[Opened]:
     """Raises NotFound, StorageError, and DataError for what is no text file."""
-    raw = _Digesting(_open_binary(file.path))
+    raw = _Digesting(_open_binary(file))
     try:
         buffered: Any = io.BufferedReader(raw, 1 << 20)
         if file.path.endswith(".gz"):
@@ -162,9 +164,10 @@ def open_file(file: File) -> Iterator[Opened]:
         raw.close()
 
 
-def _open_binary(path: str) -> Any:
-    if path.startswith("s3://"):
-        filesystem, key = open_storage(path).arrow()
+def _open_binary(file: File) -> Any:
+    path = file.path
+    if file.storage is not None:
+        filesystem, key = file.storage.arrow()
         return filesystem.open_input_stream(key, compression=None)
     if path.startswith("package:"):
         name, _, inside = path.removeprefix("package:").partition("/")

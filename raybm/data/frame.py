@@ -14,9 +14,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
 
@@ -64,6 +63,8 @@ def content(frame: pd.DataFrame) -> Any:
 
 def digests(strings: Iterable[str], salt: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """64 bits a string, the same on every machine: uniform, and independent between salts."""
+    import numpy as np
+
     start = hashlib.blake2b(salt.encode(), digest_size=8)
     values = bytearray()
     for string in strings:
@@ -75,7 +76,7 @@ def digests(strings: Iterable[str], salt: str) -> np.ndarray[Any, np.dtype[np.ui
 
 def shares(strings: Iterable[str], salt: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A number in [0, 1) a string, by its digest."""
-    return (digests(strings, salt) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return (digests(strings, salt) >> 11).astype("float64") / float(1 << 53)
 
 
 def texts(row: Mapping[str, Any]) -> list[str]:

@@ -67,7 +67,7 @@ class ServedModel(Spec):
 
 
 class ApiKey(Spec):
-    """A tenant's key, as the SHA-256 of the key (`raybm key new NAME` makes one)."""
+    """A tenant's key, as the SHA-256 of the key (`raybm key TENANT` makes one)."""
 
     tenant: str
     """Who holds it: the name in metrics and logs."""

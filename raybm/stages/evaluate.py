@@ -146,7 +146,7 @@ class Evaluator:
         for item in table.column("item").to_pylist():
             what, split, key = json.loads(item)
             rows = pq.read_table(io.BytesIO(self.prepared.storage.read(key)))
-            for report in self._predict(rows.to_pylist()) if what == "predict" else [self._loss(rows.to_pylist())]:
+            for report in (self._predict if what == "predict" else self._loss)(rows.to_pylist()):
                 yield {"report": [json.dumps({"split": split, **report})]}
 
     @cached_property
@@ -181,19 +181,15 @@ class Evaluator:
             part = rows[start : start + REPORT_ROWS]
             yield {"rows": part, "predictions": self.engine.predict(self.task.predict_rows(part))}
 
-    def _loss(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def _loss(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         import torch
 
         model, tokenizer, device = self.model
-        sums = {"loss": 0.0, "correct": 0.0, "units": 0}
         for part in _passes(rows, self.view.evaluate.batch):
             batch = {name: tensor.to(device) for name, tensor in self.task.collate(part, tokenizer).items()}
             with torch.inference_mode():
                 loss = self.task.loss(model, batch)
-            sums["loss"] += float(loss.total)
-            sums["correct"] += float(loss.correct)
-            sums["units"] += int(self.task.units(batch))
-        return sums
+            yield {"loss": float(loss.total), "correct": float(loss.correct), "units": int(self.task.units(batch))}
 
 
 def _passes(rows: Sequence[Mapping[str, Any]], batch: int) -> Iterator[list[Mapping[str, Any]]]:

@@ -136,16 +136,17 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
 # ---- first execution: read, clean, split
 
 
-def _clean(view: View, files: Sequence[Sequence[File]], storage: Storage, context: Context) -> Tally:
+def _clean(view: View, files: Sequence[tuple[File, ...]], storage: Storage, context: Context) -> Tally:
     steps = view.data.steps
-    listed = [(number, index, file.path, file.bytes) for number, found in enumerate(files) for index, file in enumerate(found)]
-    bundles = _bundles(listed, lambda item: _text_bytes(item[2], item[3]))
-    size = sum(_text_bytes(path, size) for *_, path, size in listed)
+    listed = [(number, index) for number, found in enumerate(files) for index in range(len(found))]
+    bundles = _bundles(listed, lambda place: _text_bytes(files[place[0]][place[1]]))
+    size = sum(_text_bytes(file) for found in files for file in found)
     parts = -(-size // PART_BYTES) or 1
     # With one part everything meets anyway; with more, a grouped step begins a new segment, before which equal rows are brought together.
     edges = [0, *(place for place, step in enumerate(steps) if step.GROUPED and parts > 1), len(steps)]
     plan = Plan(
         sources=view.data.sources,
+        files=tuple(files),
         segments=tuple(steps[start:end] for start, end in pairwise(edges)),
         wanted=Wanted(
             extra=tuple(sorted({name for step in steps for name in step.needs()})),
@@ -169,8 +170,8 @@ def _clean(view: View, files: Sequence[Sequence[File]], storage: Storage, contex
     return tally
 
 
-def _text_bytes(path: str, size: int) -> int:
-    return size * 4 if path.endswith(".gz") else size
+def _text_bytes(file: File) -> int:
+    return file.bytes * 4 if file.path.endswith(".gz") else file.bytes
 
 
 def _bundles(items: Sequence[T], size: Callable[[T], int]) -> list[list[T]]:

@@ -1,0 +1,283 @@
+"""`raybm predict`: a model over a whole file, offline, with Ray Data. What the rows need and what comes out, the model's signature says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybm.core.errors import Unsupported, UserError
+from raybm.core.signature import Signature
+from raybm.core.storage import Storage
+from raybm.data.delimited import Csv, Tsv
+from raybm.data.execution import batches, from_items
+from raybm.data.files import File, expand
+from raybm.data.frame import STANDARD
+from raybm.data.jsonl import Jsonl
+from raybm.data.reading import Facts, Wanted, frames
+from raybm.data.source import Source
+from raybm.data.text import Text
+from raybm.engines.transformers.spec import Transformers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raybm.engines.protocol import GenerateRequest, Generates
+
+logger = logging.getLogger(__name__)
+
+READERS: dict[str, type[Source]] = {".jsonl": Jsonl, ".ndjson": Jsonl, ".json": Jsonl, ".csv": Csv, ".tsv": Tsv, ".txt": Text}
+BLOCK_CHARS = 1 << 20
+"""Text that is read, predicted and written as one block."""
+
+
+def predict(
+    ref: str,
+    file: Path | str,
+    out: Path,
+    storage: Storage,
+    batch: int = 64,
+    columns: Mapping[str, str] | None = None,
+    max_tokens: int = 256,
+) -> int:
+    """Every row of `file` (a path, a glob, s3://…) with what the model makes of it, in order, to `out`: JSON Lines, or Parquet by
+    its extension, written whole or not at all. Returns how many rows.
+
+    `columns`: standard name (text, messages, prompt) → the file's; other names are carried along. Outputs are named
+    `predicted_…`. Generation is greedy, up to `max_tokens`. Rows that cannot be used go to `out`.bad.jsonl with file, line
+    and reason. Ray must be running. Raises NotFound, Unsupported, DataError.
+    """
+    from raybm.models.references import resolve
+    from raybm.models.signature import infer_signature
+
+    signature = infer_signature(resolve(ref, storage))
+    source = _source(str(file), signature, columns or {})
+    extra = tuple(name for name in source.columns if name not in STANDARD)
+    wanted = Wanted(extra=extra, groups=tuple((name,) for name in signature.inputs))
+    files = [(number, found.path, found.bytes) for number, found in enumerate(expand(source.path))]
+    data = from_items(files)
+    data.context.execution_options.preserve_order = True
+    data = data.map_batches(
+        _read, fn_kwargs={"source": source, "wanted": wanted}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=None, batch_format="pyarrow", **_placement())
+    rows = (json.loads(row) for table in batches(data, "predict") for row in table.column("row").to_pylist())
+    return _write(rows, out, signature, extra)
+
+
+def _source(path: str, signature: Signature, columns: Mapping[str, str]) -> Source:
+    suffix = Path(path.removesuffix(".gz")).suffix.lower()
+    if suffix not in READERS:
+        raise Unsupported(
+            f"{suffix or 'a file without an extension'} is no format that is read.", where=path, remedy=f"Use {', '.join(READERS)}."
+        )
+    settings: dict[str, Any] = {"path": path, "columns": dict(columns)}
+    if READERS[suffix] is Text:
+        settings["unit"] = "line"
+        if "prompt" in signature.inputs:
+            settings["columns"] = {"prompt": "text", **columns}
+    return READERS[suffix].parse(settings, path)
+
+
+def _placement() -> dict[str, Any]:
+    """An actor a GPU, or else an actor a node with all of its CPUs but the half that reads."""
+    import ray
+    import ray.data
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus:
+        return {"num_gpus": 1, "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=gpus)}
+    cpus = min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=1)
+    return {"num_cpus": max(0.5, cpus - 0.5), "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=len(nodes))}
+
+
+def _read(table: pa.Table, source: Source, wanted: Wanted) -> Iterator[dict[str, list[str]]]:
+    """Files → blocks of rows as JSON."""
+    for item in table.column("item").to_pylist():
+        number, path, size = json.loads(item)
+        for part in frames(source, 0, number, File(path, size), wanted, BLOCK_CHARS):
+            if not isinstance(part, Facts):
+                records = part[[*wanted.columns, "_file", "_line", "_bad"]].to_dict("records")
+                yield {"row": [json.dumps({name: value for name, value in record.items() if value is not None}) for record in records]}
+
+
+class Predictor:
+    """In the actor: the engine, and rows → rows with `predicted_…`, or with `_bad`."""
+
+    def __init__(self, ref: str, storage: Storage, batch: int, max_tokens: int) -> None:
+        self.ref, self.storage, self.batch, self.max_tokens = ref, storage, batch, max_tokens
+
+    def __call__(self, table: pa.Table) -> Iterator[dict[str, list[str]]]:
+        rows = [json.loads(row) for row in table.column("row").to_pylist()]
+        for part in self._predicted(rows):
+            yield {"row": [json.dumps(row) for row in part]}
+
+    @cached_property
+    def engine(self) -> Any:
+        import ray
+        import torch
+        from transformers import logging as transformers_logging
+
+        from raybm.models.references import resolve
+
+        transformers_logging.disable_progress_bar()
+        given = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, min(math.ceil(given), os.cpu_count() or 1)))
+        return Transformers(max_batch=self.batch, max_waiting=self.batch).build(resolve(self.ref, self.storage))
+
+    def _predicted(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """The rows in their order, in parts."""
+        protocols = self.engine.signature.protocols
+        if "generates" in protocols:
+            yield from self._generated(rows)
+            return
+        for start in range(0, len(rows), self.batch * 16):  # several batches, for texts of like length to meet in one
+            part = rows[start : start + self.batch * 16]
+            usable = [row for row in part if not row["_bad"] and _needs(row, "text")]
+            if "predicts" in protocols:
+                made = self.engine.predict([{"text": row["text"]} for row in usable])
+            else:
+                made = [{"embedding": vector.tolist()} for vector in self.engine.embed([row["text"] for row in usable]).vectors]
+            for row, answer in zip(usable, made, strict=True):
+                row |= {f"predicted_{name}": value for name, value in answer.items() if name != "tokens"}
+            yield part
+
+    def _generated(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        usable = [row for row in rows if not row["_bad"] and _needs(row, "messages", "prompt")]
+        answers = _answers(self.engine, [self._request(row) for row in usable], 2 * self.batch)
+        places = {id(row): answer for row, answer in zip(usable, answers, strict=True)}
+        for start in range(0, len(rows), self.batch):
+            part = rows[start : start + self.batch]
+            for row in part:
+                if (answer := places.get(id(row))) is not None:
+                    try:
+                        row["predicted_text"] = answer.result()
+                    except UserError as error:  # longer than the context
+                        row["_bad"] = str(error)
+            yield part
+
+    def _request(self, row: Mapping[str, Any]) -> GenerateRequest:
+        from raybm.engines.protocol import GenerateRequest
+
+        messages = row.get("messages")
+        return GenerateRequest(messages, None if messages else row["prompt"], self.max_tokens, temperature=0.0)
+
+
+def _needs(row: dict[str, Any], *names: str) -> bool:
+    if any(row.get(name) is not None for name in names):
+        return True
+    row["_bad"] = f"no {' or '.join(names)}"
+    return False
+
+
+def _answers(engine: Generates, requests: Sequence[GenerateRequest], at_once: int) -> list[Future[str]]:
+    """The texts, to be waited for; an event loop in a thread of its own keeps `at_once` requests with the engine."""
+    loop, gate = asyncio.new_event_loop(), asyncio.Semaphore(at_once)
+
+    async def answer(request: GenerateRequest) -> str:
+        async with gate:
+            return "".join([delta.text async for delta in engine.generate(request)])
+
+    futures = [asyncio.run_coroutine_threadsafe(answer(request), loop) for request in requests]
+    thread = threading.Thread(target=loop.run_until_complete, args=(_all(futures),), name="answers", daemon=True)
+    thread.start()
+    return futures
+
+
+async def _all(futures: Sequence[Future[str]]) -> None:
+    await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+
+
+# ---- writing
+
+
+def _write(rows: Iterator[dict[str, Any]], out: Path, signature: Signature, extra: Sequence[str]) -> int:
+    """Streams the rows into files beside their places, then moves them there."""
+    bad_file = out.with_name(f"{out.name}.bad.jsonl")
+    parts = {path: path.with_name(f".{path.name}.partial") for path in (out, bad_file)}
+    good = bad = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _Sink(parts[out], out.suffix == ".parquet", signature, extra) as sink, parts[bad_file].open("w", encoding="utf-8") as aside:
+            for row in rows:
+                file, line, reason = (row.pop(name) for name in ("_file", "_line", "_bad"))
+                if reason:
+                    bad += 1
+                    aside.write(json.dumps({"file": file, "line": line, "reason": reason}, ensure_ascii=False) + "\n")
+                else:
+                    good += 1
+                    sink.write(row)
+        parts[out].replace(out)
+        if bad:
+            parts[bad_file].replace(bad_file)
+            logger.warning("%d rows could not be used: see %s", bad, bad_file)
+        else:
+            bad_file.unlink(missing_ok=True)
+    finally:
+        for part in parts.values():
+            with suppress(FileNotFoundError):
+                part.unlink()
+    return good
+
+
+class _Sink:
+    """JSON Lines, or Parquet with the columns that the signature promises."""
+
+    def __init__(self, path: Path, parquet: bool, signature: Signature, extra: Sequence[str]) -> None:
+        self.path, self.parquet, self.signature, self.extra = path, parquet, signature, extra
+
+    def __enter__(self) -> _Sink:
+        if self.parquet:
+            import pyarrow.parquet as pq
+
+            self.rows: list[dict[str, Any]] = []
+            self.schema = _schema(self.signature, self.extra)
+            self.writer = pq.ParquetWriter(self.path, self.schema)
+        else:
+            self.stream = self.path.open("w", encoding="utf-8")
+        return self
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if not self.parquet:
+            self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return
+        self.rows.append(dict(row))
+        if len(self.rows) == 10_000:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
+        self.rows.clear()
+
+    def __exit__(self, *_: object) -> None:
+        if self.parquet:
+            self._flush()
+            self.writer.close()
+        else:
+            self.stream.close()
+
+
+def _schema(signature: Signature, extra: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    types: dict[str, Any] = {
+        "label": pa.string(),
+        "score": pa.float64(),
+        "scores": pa.struct([(label, pa.float64()) for label in signature.labels]),
+        "text": pa.string(),
+        "embedding": pa.list_(pa.float32()),
+    }
+    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    inputs = [(name, message if name == "messages" else pa.string()) for name in (*STANDARD, *extra)]
+    return pa.schema([*inputs, *((f"predicted_{name}", types[name]) for name in signature.outputs)])
