@@ -24,31 +24,33 @@ class Series:
     """Which of the page's series colours, from 1."""
 
 
-def line_chart(title: str, series: Sequence[Series], show: Callable[[float], str], x_name: str = "step") -> Markup | None:
-    """A figure with a caption, and a legend where there are several series. None where no series has a finite point."""
+def line_chart(title: str, series: Sequence[Series], show: Callable[[float], str], from_zero: bool = False) -> Markup | None:
+    """Over steps, from 0. A figure with a caption, and a legend where there are several series. `show` words a value; `from_zero`
+    begins the vertical axis at 0 too (rates). None where no series has a finite point."""
     drawn = [Series(each.name, _thin([p for p in each.points if math.isfinite(p[1])]), each.colour) for each in series]
     drawn = [each for each in drawn if each.points]
     if not drawn:
         return None
     xs, ys = ([point[axis] for each in drawn for point in each.points] for axis in (0, 1))
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 5)
-    low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
+    flat = min(ys) == max(ys)
+    x_ticks, y_ticks = ticks(0, max(xs), 5), ticks(min(0.0, *ys) if from_zero or flat else min(ys), max(ys), 5)
+    right, low, high = max(xs) or 1, min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def x(value: float) -> float:
-        return round(LEFT + (value - min(xs)) / ((max(xs) - min(xs)) or 1) * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + value / right * (WIDTH - LEFT - RIGHT), 1)
 
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (value - low) / ((high - low) or 1) * (HEIGHT - TOP - BOTTOM), 1)
 
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 3.5}" text-anchor="end">{tick:,.6g}</text>'
+        f'<text class="tick" x="{LEFT - 6}" y="{y(tick) + 3.5}" text-anchor="end">{tick:,.10g}</text>'
         for tick in y_ticks
     ]
     parts += [
-        f'<text class="tick" x="{x(tick)}" y="{HEIGHT - 8}" text-anchor="{"end" if x(tick) > WIDTH - 30 else "middle"}">{tick:,g}</text>'
+        f'<text class="tick" x="{x(tick)}" y="{HEIGHT - 8}" text-anchor="{"end" if x(tick) > WIDTH - 30 else "middle"}">{tick:,.10g}</text>'
         for tick in x_ticks
-        if min(xs) <= tick <= max(xs)
+        if tick <= right
     ]
     for each in drawn:
         path = " ".join(f"{x(px)},{y(py)}" for px, py in each.points)
@@ -57,7 +59,7 @@ def line_chart(title: str, series: Sequence[Series], show: Callable[[float], str
             parts += [f'<circle class="dot s{each.colour}" cx="{x(px)}" cy="{y(py)}" r="2.6"/>' for px, py in each.points]
         parts += [
             f'<circle class="hover" cx="{x(px)}" cy="{y(py)}" r="6">'
-            f"<title>{escape(each.name)}: {escape(show(py))} at {x_name} {px:,g}</title></circle>"
+            f"<title>{escape(each.name)}: {escape(show(py))} at step {px:,.10g}</title></circle>"
             for px, py in each.points
         ]
     legend = "".join(f'<span class="legend s{each.colour}">{escape(each.name)}</span>' for each in drawn) if len(drawn) > 1 else ""

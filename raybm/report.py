@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raybm.charts import Series, line_chart
-from raybm.core.artifact import Record
+from raybm.core.artifact import Artifact, Record
 from raybm.core.errors import GateRefused, NotFound
 from raybm.core.events import FILE as METRICS
 from raybm.core.events import by_step
@@ -28,7 +28,8 @@ BAD_SHOWN = 20
 CONFUSIONS_SHOWN = 10
 MATRIX_MAX = 60  # classes; beyond, only the most frequent confusions are readable
 HEADLINES = ("macro_f1", "perplexity", "accuracy", "loss")
-NAMES = {"f1": "F1", "tfidf": "TF-IDF"}
+SPLITS = ("train", "validation", "test")
+NAMES = {"f1": "F1", "lm": "LM"}
 
 
 def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) -> Path:
@@ -48,6 +49,7 @@ def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) 
         gate=_gate(job, evaluation.get("test", {})),
         published=records["publish"].metrics if "publish" in records else None,
         data=records["prepare"].metrics if "prepare" in records else None,
+        splits=_split_names(records),
         bad_rows=_bad_rows(root, records),
         bad_shown=BAD_SHOWN,
         train=records["train"].metrics if "train" in records else None,
@@ -63,6 +65,12 @@ def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) 
     target = run_dir / FILE
     target.write_text(page, encoding="utf-8")
     return target
+
+
+def finished(root: Storage, artifacts: Mapping[str, str]) -> dict[str, Record]:
+    """The records behind a run's state (stage → key): what `write` needs for a run that failed on the way, at its gate for instance."""
+    found = {stage: Artifact(root.at(f"artifacts/{stage}/{key}"), stage, key).record() for stage, key in artifacts.items()}
+    return {stage: record for stage, record in found.items() if record}
 
 
 # ---- what ran
@@ -118,7 +126,7 @@ def _charts(events: list[dict[str, Any]]) -> list[Markup]:
         for name in ("loss", "accuracy")
     ]
     alone = [
-        line_chart(title, [Series(title, points(steps, name), 1)], number)
+        line_chart(title, [Series(title, points(steps, name), 1)], number, from_zero=True)
         for name, title in (("lr", "Learning rate"), ("tokens_per_s", "Tokens/s"))
     ]
     return [chart for chart in (*both, *alone) if chart]
@@ -242,6 +250,12 @@ def _json(root: Storage, records: Mapping[str, Record], stage: str, file: str) -
     return None if data is None else json.loads(data)
 
 
+def _split_names(records: Mapping[str, Record]) -> list[str]:
+    """In the order of their use, the slices last."""
+    rows = records["prepare"].metrics["rows"] if "prepare" in records else {}
+    return sorted(rows, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+
+
 def _bad_rows(root: Storage, records: Mapping[str, Record]) -> list[dict[str, Any]]:
     return _parsed(_read(root, records, "prepare", "bad_rows.jsonl") or b"")[:BAD_SHOWN]
 
@@ -268,6 +282,14 @@ def seconds(value: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def short(count: int) -> str:
+    """22713216 → 22.7M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
 def words(name: str) -> str:
     """macro_f1 → macro F1; tokens_per_s → tokens/s."""
     return " ".join(NAMES.get(word, word) for word in name.replace("_per_", "/").split("_"))
@@ -277,5 +299,5 @@ def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, seconds=seconds, words=words)
+    environment.filters.update(number=number, seconds=seconds, short=short, words=words)
     return environment.get_template("report.html.j2")

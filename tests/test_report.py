@@ -11,7 +11,7 @@ import pytest
 
 from raybm import report
 from raybm.charts import Series, line_chart, ticks
-from raybm.core.artifact import Record
+from raybm.core.artifact import Artifact, Record
 from raybm.core.events import Events
 from raybm.core.storage import Storage, open_storage
 from raybm.spec import JobSpec
@@ -219,6 +219,12 @@ def test_a_resumed_run_shows_the_curve_from_its_beginning(tmp_path: Path) -> Non
     text = report.write(run_dir, spec, records).read_text(encoding="utf-8")
     steps = [int(step) for step in re.findall(r"training: [\d.]+ at step (\d+)", text.partition("<b>Accuracy</b>")[0])]
     assert steps == list(range(10, 260, 10))
+
+
+def test_the_records_of_a_run_that_failed_on_the_way(tmp_path: Path) -> None:
+    root = open_storage(str(tmp_path))
+    Artifact(root.at("artifacts/train/trainkey"), "train", "trainkey").commit(trained())
+    assert report.finished(root, {"train": "trainkey", "evaluate": "cleaned-away"}) == {"train": trained()}
 
 
 def test_a_run_without_evaluation_and_a_language_model(tmp_path: Path) -> None:
