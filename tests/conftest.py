@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
+from raybm.cluster import connect
 from tests.ranks import Ranks
 from tests.s3server import start_weed, stop_weed
 
@@ -33,3 +34,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield "s3://raybm-test"
     finally:
         stop_weed(process)
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3: str) -> Iterator[str]:
+    """One Ray for the whole session, with 4 logical CPUs; its workers have the S3 server's credentials. Its address."""
+    with connect(cpus=4, say=print) as connection:
+        yield connection.address

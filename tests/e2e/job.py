@@ -1,0 +1,65 @@
+"""A job of seconds on generated text, for whole runs: a Llama of some thousand parameters, two ZeRO workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raybm.core.artifact import Artifact
+from raybm.core.events import by_step, read_events
+from raybm.core.runs import states
+from raybm.core.storage import Storage
+
+WORDS = ("red", "green", "blue", "small", "large", "old", "new", "cat", "dog", "bird", "house", "river")
+
+
+def write_spec(folder: Path, storage: str, **changes: Any) -> Path:
+    """The job's YAML and its data in `folder`."""
+    lines = [" ".join(WORDS[(i * k + k) % len(WORDS)] for k in range(3, 12)) for i in range(200)]
+    (folder / "text.txt").write_text("\n".join(f"{i} {line}" for i, line in enumerate(lines)), encoding="utf-8")
+    spec: dict[str, Any] = {
+        "name": "tiny",
+        "storage": storage,
+        "task": {"kind": "causal_lm"},
+        "model": {
+            "ref": "scratch:llama",
+            "max_length": 32,
+            "config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+            "tokenizer": {"train": "char"},
+        },
+        "data": {"sources": [{"kind": "text", "path": str(folder / "text.txt"), "unit": "line"}]},
+        "train": {"max_steps": 8, "global_batch": 8, "lr": 1e-3, "log_every_steps": 1, "zero": {"stage": 2}},
+        "publish": {"alias": "prod"},
+    }
+    for section, values in changes.items():
+        spec[section] = {**spec[section], **values} if isinstance(values, dict) else values
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def losses(storage: Storage, run: int = 0) -> dict[int, float]:
+    """Step → training loss of the newest run (or the one `run` places before it)."""
+    name = states(storage)[run].run
+    local = storage.local(f"runs/{name}/metrics.jsonl")
+    assert local is not None
+    return {event["step"]: event["loss"] for event in by_step(read_events(local), "train")}
+
+
+def artifacts(storage: Storage, run: int = 0) -> dict[str, str]:
+    return states(storage)[run].artifacts
+
+
+def train_metrics(storage: Storage, run: int = 0) -> dict[str, Any]:
+    key = artifacts(storage, run)["train"]
+    record = Artifact(storage.at(f"artifacts/train/{key}"), "train", key).record()
+    assert record is not None
+    return record.metrics
+
+
+def evaluation(storage: Storage, run: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(storage.read(f"artifacts/evaluate/{artifacts(storage, run)['evaluate']}/evaluation.json"))
+    return found

@@ -1,0 +1,45 @@
+"""A whole job with everything on a real S3 server, and what happens when the server is not what it should be."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from raybm.cli.driver import drive
+from raybm.core import spec as specs
+from raybm.core.errors import StorageError
+from raybm.core.registry import Registry
+from raybm.core.runs import states
+from raybm.core.storage import open_storage
+from raybm.models.references import resolve
+from raybm.spec import JobSpec
+from tests.e2e import job
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_whole_job_and_again(s3: str, ray_session: str, tmp_path: Path) -> None:
+    uri = f"{s3}/{uuid.uuid4().hex}"
+    spec = specs.load(JobSpec, job.write_spec(tmp_path, uri, publish={"alias": "prod", "gate": {"perplexity": "< 100000"}}))
+    first = drive(spec, None)
+    storage = open_storage(uri)
+    assert list(first) == ["prepare", "train", "evaluate", "publish"]
+    assert job.evaluation(storage)["test"]["loss"] == pytest.approx(first["evaluate"].metrics["loss"])
+    assert Registry(storage).verify("tiny", "prod") == []
+    assert (resolve("registry:tiny@prod", storage) / "model.safetensors").exists()
+    run = states(storage)[0].run
+    assert {"log.txt", "metrics.jsonl", "report.html", "state.json"} <= {key.rsplit("/", 1)[1] for key in storage.keys(f"runs/{run}")}
+    assert drive(spec, None) == first  # nothing is made again
+    assert Registry(storage).versions("tiny") == [1]
+
+
+def test_wrong_credentials_and_missing_bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = specs.load(JobSpec, job.write_spec(tmp_path, "s3://no-such-bucket-here/x"))
+    with pytest.raises(StorageError, match="no-such-bucket-here"):
+        drive(missing, None)
+    spec = specs.load(JobSpec, job.write_spec(tmp_path, s3))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match=r"(?i)credential|key|denied"):
+        drive(spec, None)
