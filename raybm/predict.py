@@ -63,8 +63,9 @@ def predict(
     source = _source(str(file), signature, columns or {})
     extra = tuple(name for name in source.columns if name not in STANDARD)
     wanted = Wanted(extra=extra, groups=tuple((name,) for name in signature.inputs))
-    files = [(number, found.path, found.bytes) for number, found in enumerate(expand(source.path))]
-    data = from_items(files)
+    files = expand(source.path)
+    next(frames(source, 0, 0, files[0], wanted, 1), None)  # missing columns are told before anything starts
+    data = from_items([(number, found.path, found.bytes) for number, found in enumerate(files)])
     data.context.execution_options.preserve_order = True
     data = data.map_batches(
         _read, fn_kwargs={"source": source, "wanted": wanted}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
