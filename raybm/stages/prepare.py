@@ -211,7 +211,8 @@ def _encode(
                 encoded += [row for row in made if "_bad" not in row]
                 if len(made) == len(places):  # else the task packs, and no row is bad by itself
                     reasons |= {place: row["_bad"] for place, row in zip(places, made, strict=True) if "_bad" in row}
-            kept = staged.take([place for place in range(len(rows)) if place not in reasons]).drop_columns([*ORDER, "_bad", "_drop"])
+            places_kept = pa.array([place for place in range(len(rows)) if place not in reasons], pa.int64())
+            kept = staged.take(places_kept).drop_columns([*ORDER, "_bad", "_drop"])
             if len(kept):
                 write_parquet(kept, storage, f"rows/{key}")
             if encoded:

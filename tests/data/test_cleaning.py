@@ -30,8 +30,19 @@ def clean(tmp_path: Path, parts: int, order: int) -> tuple[dict[str, str], list[
     rng, out = random.Random(order), tmp_path / f"out-{parts}-{order}"
     given = sources(tmp_path)
     segments = ((Normalize(), ExactDedup()),) if parts == 1 else ((Normalize(),), (ExactDedup(),))
-    plan = Plan(given, segments, Wanted((), (("text", "label"),)), 0.1, 0.2, 7, parts, 4000, open_storage(str(out)))
-    files = [(number, 0, file.path, file.bytes) for number, source in enumerate(given) for file in expand(source.path)]
+    plan = Plan(
+        given,
+        tuple(expand(source.path) for source in given),
+        segments,
+        Wanted((), (("text", "label"),)),
+        0.1,
+        0.2,
+        7,
+        parts,
+        4000,
+        open_storage(str(out)),
+    )
+    files = [(number, 0) for number in range(len(given))]
     items = [json.dumps([0, files])] if parts == 1 else [json.dumps([i, [file]]) for i, file in enumerate(files)]
     rng.shuffle(items)
     tables = [table for item in items for table in read(pa.table({"item": [item]}), plan)]
