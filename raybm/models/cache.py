@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from raybm.core.errors import DeadlineExceeded
+from raybm.core.errors import DeadlineExceeded, StorageError
 
 _WAIT_S = 1800.0  # a conversion takes half a minute, a download of many GB its time
 
@@ -23,14 +23,14 @@ def models_cache() -> Path:
 
 def once(name: str, make: Callable[[Path], None], wait_s: float = _WAIT_S) -> Path:
     """The folder `name` of the cache, filled by `make(empty folder)` if it is not there. Raises DeadlineExceeded when another
-    process has been making it for `wait_s` seconds, and whatever `make` raises."""
+    process has been making it for `wait_s` seconds, StorageError where the disk refuses, and what `make` raises."""
     cache = models_cache()
     folder = cache / name
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    lock = cache / f".{name}.lock"
     try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = cache / f".{name}.lock"
         with FileLock(lock, timeout=wait_s):
             if not folder.is_dir():
                 aside = cache / f".{name}.new"
@@ -44,4 +44,7 @@ def once(name: str, make: Callable[[Path], None], wait_s: float = _WAIT_S) -> Pa
     except Timeout:
         what = f"another process has been making this model folder for {wait_s:g} s."
         raise DeadlineExceeded(what, where=str(folder), remedy="End it, then try again.") from None
+    except OSError as error:
+        remedy = "~/.raybm/cache must be writable and have room."
+        raise StorageError(f"cannot be made: {error.strerror or error}.", where=str(folder), remedy=remedy) from error
     return folder

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from raybm.core.errors import DataError, UserError
+from raybm.core.errors import DataError, Unsupported, UserError
 from raybm.models import chat
 from raybm.models.references import resolve
 from raybm.models.signature import infer_signature, positions
@@ -46,7 +46,7 @@ _BYTES = 256
 
 def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iterator[str]]) -> PreTrainedTokenizerFast:
     """The model's own tokenizer, or for `scratch:` one trained on `texts()` (called only then). Its model_max_length is
-    `spec.max_length`; what generates has a chat template. Raises UserError, DataError, and what `resolve` raises."""
+    `spec.max_length`; what generates has a chat template. Raises UserError, DataError, Unsupported, and what `resolve` raises."""
     if spec.tokenizer is not None:
         return train(spec.tokenizer, texts, spec.max_length)
     from transformers import AutoTokenizer
@@ -56,7 +56,13 @@ def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iter
         raise UserError(
             f"{spec.max_length} is more than the {limit} tokens that the model takes.", where="model.max_length", remedy="Lower it."
         )
-    own: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        own: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError) as error:  # no tokenizer files, or one that comes as code
+        what = f"its tokenizer cannot be loaded: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        raise Unsupported(
+            what, where=spec.ref, remedy="The folder needs tokenizer.json; code that comes with a model is never run."
+        ) from error
     own.model_max_length = spec.max_length
     if own.pad_token is None:
         own.pad_token = own.eos_token

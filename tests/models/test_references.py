@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from raybm.core.errors import DeadlineExceeded, NotFound, Unsupported, UserError
+from raybm.core.errors import DeadlineExceeded, NotFound, StorageError, Unsupported, UserError
 from raybm.core.registry import Registry
 from raybm.core.storage import open_storage
 from raybm.models import cache, packages, references
@@ -275,6 +275,12 @@ def test_waiting_for_another_process_has_an_end():
     cache.models_cache().mkdir(parents=True)
     with FileLock(cache.models_cache() / ".thing.lock"), pytest.raises(DeadlineExceeded):
         cache.once("thing", lambda folder: None, wait_s=0.1)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "home").write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match="writable"):
+        cache.once("thing", lambda folder: None)
 
 
 # ---- real ones

@@ -1,6 +1,7 @@
 """Tokenizers trained on the job's text: English and Chinese, every scheme."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import unicodedata
@@ -8,9 +9,9 @@ import unicodedata
 import pytest
 from tokenizers.decoders import DecodeStream
 
-from raybm.core.errors import DataError, UserError
-from raybm.models.spec import TokenizerSpec
-from raybm.models.tokenizers import config_fields, train
+from raybm.core.errors import DataError, Unsupported, UserError
+from raybm.models.spec import ModelSpec, TokenizerSpec
+from raybm.models.tokenizers import config_fields, tokenizer, train
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
@@ -33,55 +34,55 @@ def digest(scheme):
 @pytest.mark.parametrize("scheme", ("bpe", "unigram", "char"))
 @pytest.mark.parametrize("text", [*TEXTS[:5], " two  spaces ", "nai\u0308ve"])
 def test_round_trip_gives_the_nfc_text(scheme, text):
-    tokenizer = trained(scheme)
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids, skip_special_tokens=True) == unicodedata.normalize("NFC", text)
+    made = trained(scheme)
+    ids = made(text)["input_ids"]
+    assert made.decode(ids, skip_special_tokens=True) == unicodedata.normalize("NFC", text)
 
 
 def test_wordpiece_frames_words_and_takes_each_chinese_character_as_a_word():
-    tokenizer = trained("wordpiece", vocab_size=600, lowercase=True)
-    ids = tokenizer("The DOG 今天天气")["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(ids)[:1] + tokenizer.convert_ids_to_tokens(ids)[-1:] == ["[CLS]", "[SEP]"]
-    assert tokenizer.convert_ids_to_tokens(ids)[-5:-1] == ["今", "天", "天", "气"]
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "the dog 今 天 天 气"
-    assert tokenizer.mask_token_id is not None
+    made = trained("wordpiece", vocab_size=600, lowercase=True)
+    ids = made("The DOG 今天天气")["input_ids"]
+    assert made.convert_ids_to_tokens(ids)[:1] + made.convert_ids_to_tokens(ids)[-1:] == ["[CLS]", "[SEP]"]
+    assert made.convert_ids_to_tokens(ids)[-5:-1] == ["今", "天", "天", "气"]
+    assert made.decode(ids, skip_special_tokens=True) == "the dog 今 天 天 气"
+    assert made.mask_token_id is not None
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_decoding_token_by_token_gives_the_same_text(scheme):
-    tokenizer = trained(scheme)
+    made = trained(scheme)
     for text in TEXTS[:5]:
-        ids = tokenizer(text)["input_ids"]
+        ids = made(text)["input_ids"]
         stream = DecodeStream(skip_special_tokens=True)
-        pieces = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
-        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+        pieces = [stream.step(made.backend_tokenizer, token) or "" for token in ids]
+        assert "".join(pieces) == made.decode(ids, skip_special_tokens=True)
         assert "�" not in "".join(pieces)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_bytes_never_seen_do_not_fail_and_bpe_keeps_them(scheme):
-    tokenizer = trained(scheme)
-    ids = tokenizer("🦊 ж", add_special_tokens=False)["input_ids"]
+    made = trained(scheme)
+    ids = made("🦊 ж", add_special_tokens=False)["input_ids"]
     assert ids
     if scheme == "bpe":
-        assert tokenizer.decode(ids) == "🦊 ж"
+        assert made.decode(ids) == "🦊 ж"
     else:
-        assert tokenizer.unk_token_id in ids
+        assert made.unk_token_id in ids
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_special_tokens_come_first_and_the_config_learns_their_ids(scheme, tmp_path):
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = trained(scheme)
-    fields = config_fields(tokenizer)
-    assert fields["pad_token_id"] == 0 and tokenizer.unk_token_id == 1
-    assert fields["vocab_size"] == len(tokenizer) <= 400
+    made = trained(scheme)
+    fields = config_fields(made)
+    assert fields["pad_token_id"] == 0 and made.unk_token_id == 1
+    assert fields["vocab_size"] == len(made) <= 400
     assert {fields["bos_token_id"], fields["eos_token_id"]} == {2, 3}
-    tokenizer.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    assert again(TEXTS[2])["input_ids"] == tokenizer(TEXTS[2])["input_ids"]
-    assert (config_fields(again), again.model_max_length, again.chat_template) == (fields, 64, tokenizer.chat_template)
+    assert again(TEXTS[2])["input_ids"] == made(TEXTS[2])["input_ids"]
+    assert (config_fields(again), again.model_max_length, again.chat_template) == (fields, 64, made.chat_template)
 
 
 def test_training_is_the_same_in_every_process():
@@ -94,8 +95,8 @@ def test_training_is_the_same_in_every_process():
 def test_a_large_alphabet_keeps_the_vocabulary_size():
     texts = ["".join(chr(0x4E00 + (i * 7 + j) % 3000) for j in range(40)) for i in range(400)]
     for scheme in ("wordpiece", "char"):
-        tokenizer = train(TokenizerSpec(train=scheme, vocab_size=500), lambda: iter(texts), 64)
-        assert len(tokenizer) <= 500
+        made = train(TokenizerSpec(train=scheme, vocab_size=500), lambda: iter(texts), 64)
+        assert len(made) <= 500
 
 
 def test_no_text_and_too_small_a_vocabulary_are_refused():
@@ -104,3 +105,40 @@ def test_no_text_and_too_small_a_vocabulary_are_refused():
     with pytest.raises(UserError, match="260") as caught:
         train(TokenizerSpec(train="bpe", vocab_size=100), lambda: iter(TEXTS), 64)
     assert caught.value.where == "model.tokenizer.vocab_size"
+
+
+def saved_model(folder, architecture, **config):
+    """A folder with a tokenizer of its own and a config; nobody looks into the weights."""
+    made = trained("bpe")
+    made.chat_template = None
+    made.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture], "model_type": "llama", **config}))
+    (folder / "model.safetensors").write_bytes(b"x")
+    return ModelSpec(ref=f"file:{folder}", max_length=32)
+
+
+def never():
+    raise AssertionError("a model with a tokenizer needs no text")
+
+
+def test_a_model_brings_its_own_tokenizer(tmp_path):
+    own = tokenizer(saved_model(tmp_path, "LlamaForCausalLM", max_position_embeddings=32), None, never)
+    assert own("今天")["input_ids"] == trained("bpe")("今天")["input_ids"]
+    assert own.model_max_length == 32 and own.chat_template is not None  # serving and training render alike
+
+
+def test_an_encoder_gets_no_chat_template(tmp_path):
+    assert tokenizer(saved_model(tmp_path, "BertModel"), None, never).chat_template is None
+
+
+def test_longer_than_the_model_can_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match="16") as caught:
+        tokenizer(saved_model(tmp_path, "LlamaForCausalLM", max_position_embeddings=16), None, never)
+    assert caught.value.where == "model.max_length"
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    spec = saved_model(tmp_path, "LlamaForCausalLM")
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(Unsupported, match="tokenizer"):
+        tokenizer(spec, None, never)
