@@ -56,7 +56,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 docs: $(READY) ## docs/spec.md from the spec classes
-	$(BIN)/python -m raybm.core.specdoc
+	$(BIN)/python -m raybm.docs_spec
 
 serve: $(READY) ## serve_configs/local.yaml on 127.0.0.1
 	$(BIN)/raybm deploy serve_configs/local.yaml

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,11 +45,10 @@ def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
             progress(f"run {run.id}, files in {run.storage.uri}")
             records = runner.run(job, run, context, lambda: _on_ray(job, address, progress))
         except BaseException as error:
-            _failed(run, error)
+            _failed(run, job, error, progress)
             raise
-        page = report.write(run.folder, job.canonical(), records)
+        progress(f"report: {report.write(run.folder, job.canonical(), records)}")
         run.close(state="succeeded")
-        progress(f"report: {page}")
     return records
 
 
@@ -99,15 +98,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _failed(run: Run, error: BaseException) -> None:
-    if isinstance(error, KeyboardInterrupt):
-        run.close(state="cancelled", error="stopped")
-        return
-    if not isinstance(error, RaybmError):
+def _failed(run: Run, job: JobSpec, error: BaseException, progress: Callable[[str], None]) -> None:
+    """The run's state, the cause in its log, and the report of what was done (a refused gate is looked at there)."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if not isinstance(error, RaybmError) and not interrupted:
         log.error("unexpected error\n%s", "".join(traceback.format_exception(error)))
     elif error.__cause__ is not None:
         log.error("%s\n%s", error, "".join(traceback.format_exception(error.__cause__)))
     try:
-        run.close(state="failed", error=str(error) or type(error).__name__)
+        if run.state.artifacts and not interrupted:
+            made = report.finished(open_storage(job.storage), run.state.artifacts)
+            progress(f"report: {report.write(run.folder, job.canonical(), made)}")
+        run.close(state="cancelled" if interrupted else "failed", error="stopped" if interrupted else str(error) or type(error).__name__)
     except RaybmError as second:
         print(f"raybm: the run's state could not be written: {second}", file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The stages of a job's life, one thin file each. A stage is a module with NAME, INPUTS, CODE, View and run."""
+"""The stages of a job's life, one thin file each. A stage is a module with NAME, INPUTS, CODE, View, outside and run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from raybm.core.spec import Spec
 
 
 class Stage(Protocol):
-    NAME: str
-    INPUTS: tuple[str, ...]
-    """Names of earlier stages whose artifacts it takes."""
-    CODE: tuple[str, ...]
-    """Parts of raybm/ whose source enters the artifact's key."""
-    View: type[Spec]
-    """Exactly the spec values it reads: nothing else is visible to it, or hashed."""
+    @property
+    def NAME(self) -> str: ...
 
-    outside: Callable[[Any], str] | None
-    """Digest of what a view names outside of the spec (files, packages) as it is now; None where it names nothing."""
+    @property
+    def INPUTS(self) -> tuple[str, ...]:
+        """Names of earlier stages whose artifacts it takes."""
+
+    @property
+    def CODE(self) -> tuple[str, ...]:
+        """Parts of raybm/ whose source enters the artifact's key."""
+
+    @property
+    def View(self) -> type[Spec]:
+        """Exactly the spec values it reads: nothing else is visible to it, or hashed."""
+
+    @property
+    def outside(self) -> Callable[[Any], str] | None:
+        """Digest of what a view names outside of the spec (files, packages) as it is now; None where it names nothing."""
 
     def run(self, view: Any, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
         """Writes files through `out.storage` and returns the record's metrics. The runner writes the record last."""
