@@ -74,6 +74,31 @@ def test_answers_do_not_depend_on_who_shares_the_batch(engine: Generator) -> Non
         assert all(delta.finish_reason is None for delta in answer[:-1])
 
 
+def test_a_full_cache_sends_rows_back_and_changes_no_answer(folder: Path) -> None:
+    engine = build(Transformers(max_batch=4, cache_tokens=100), folder)
+    assert isinstance(engine, Generator)
+    engine.ends = frozenset()
+    held = []
+    step = engine.batch.step
+
+    def observed() -> list[int]:
+        tokens = step()
+        held.append((len(engine.batch.rows), engine.batch.mask.numel()))
+        return tokens
+
+    engine.batch.step = observed  # type: ignore[method-assign]
+    prompts = ["the dog", "fox", "over the lazy dog", "quick"]
+    requests = [ask(prompt, 50) for prompt in prompts]
+    answers = run(engine, *requests)
+    assert max(rows for rows, _ in held) > 1 and all(rows == 1 or numbers <= 100 for rows, numbers in held)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = reference(engine, prompt, 50)
+        whole = engine.tokenizer.decode(engine.tokenizer(prompt).input_ids + ids, skip_special_tokens=True)
+        assert text(answer).rstrip("\ufffd") == whole[len(prompt) :].rstrip("\ufffd")
+        assert sum(delta.tokens for delta in answer) == 50
+    engine.close()
+
+
 def test_a_seed_gives_the_same_text_whoever_shares_the_batch(engine: Generator) -> None:
     request = ask("the dog", temperature=0.8, top_p=0.9, seed=7)
     alone = run(engine, request)[0]

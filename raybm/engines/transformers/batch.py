@@ -28,9 +28,9 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 @dataclass(eq=False)
 class Row:
-    """One sequence: how its tokens are chosen, and how many of them the cache holds."""
+    """One sequence: its tokens, how they are chosen, and how many of them the cache holds."""
 
-    prompt: list[int]
+    ids: list[int]
     temperature: float = 0.0
     top_p: float = 1.0
     random: torch.Generator = field(default_factory=torch.Generator)
@@ -101,7 +101,7 @@ class Batch:
         if stay:
             index = torch.tensor(keep, device=self.model.device) if len(keep) < len(self.rows) else slice(None)
             width = max(row.cached for row in stay)  # in columns; narrower than the cache when the longest row leaves
-            columns = max([width, *(len(row.prompt) for row in newcomers)])
+            columns = max([width, *(len(row.ids) for row in newcomers)])
             for i, layer in enumerate(self.cache.layers):
                 parts = [tuple(old[index, :, old.shape[2] - width :] for old in (layer.keys, layer.values))]
                 if joined:
@@ -124,10 +124,10 @@ class Batch:
         return list(self.tokens.tolist())
 
     def _prefill(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Cache]:
-        width = max(len(row.prompt) for row in rows)
+        width = max(len(row.ids) for row in rows)
         for row in rows:
-            row.cached = len(row.prompt)
-        ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in rows], device=self.model.device)
+            row.cached = len(row.ids)
+        ids = torch.tensor([[0] * (width - len(row.ids)) + row.ids for row in rows], device=self.model.device)
         mask, _ = self._mask(rows)
         cache = Cache(layer_class_to_replicate=SpareLayer)
         return self._forward(rows, cache, ids, mask, (mask.cumsum(1) - 1).clamp(min=0)), cache

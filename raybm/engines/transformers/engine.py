@@ -36,7 +36,7 @@ def build(spec: Transformers, folder: Path) -> Generator | Classifier | Embedder
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     logger.info("%s on %s, %s", signature.problem, device, model.dtype)
     if family is AutoModelForCausalLM:
-        return Generator(model, tokenizer, signature, spec.max_batch, spec.max_waiting)
+        return Generator(model, tokenizer, signature, spec)
     if family is AutoModelForSequenceClassification:
         return Classifier(model, tokenizer, signature, spec.max_batch)
     return Embedder(model, tokenizer, signature, spec.max_batch, folder)

@@ -17,11 +17,13 @@ from raybm.core.errors import Overloaded, RaybmError, Unsupported, UserError
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Delta, FinishReason, GenerateRequest
 from raybm.engines.transformers.batch import Batch, Row
+from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.textstream import TextStream
 
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 2048  # padded prompt tokens computed between two steps: the running answers wait for them
+HEADROOM = 32  # columns that must be free for a row to join, lest it be sent back at once
 CLOSE_TIMEOUT_S = 30.0
 
 
@@ -29,7 +31,8 @@ CLOSE_TIMEOUT_S = 30.0
 class Answer(Row):
     """A row of the batch, and the client that waits for its text."""
 
-    limit: int = 0  # tokens
+    prompt_tokens: int = 0
+    limit: int = 0  # tokens to generate
     text: TextStream = field(kw_only=True)
     loop: asyncio.AbstractEventLoop = field(kw_only=True)
     items: asyncio.Queue[Delta | RaybmError] = field(default_factory=asyncio.Queue)
@@ -40,6 +43,7 @@ class Answer(Row):
     def take(self, token: int, ends: frozenset[int]) -> None:
         """A token was chosen: give out its text."""
         self.produced += 1
+        self.ids.append(token)
         piece = "" if token in ends else self.text.push(token)
         finish: FinishReason | None = None
         if token in ends or self.text.stopped:
@@ -50,7 +54,7 @@ class Answer(Row):
             self.over = True
             piece += self.text.flush()
         if piece or finish:
-            self.send(Delta(piece, self.produced - self.reported, len(self.prompt), finish))
+            self.send(Delta(piece, self.produced - self.reported, self.prompt_tokens, finish))
             self.reported = self.produced
 
     def send(self, item: Delta | RaybmError) -> None:
@@ -63,11 +67,9 @@ class Answer(Row):
 class Generator:
     """A causal language model that answers many requests at once (Generates)."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int, max_waiting: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, spec: Transformers) -> None:
         self.signature, self.tokenizer = signature, tokenizer
-        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self.max_batch, self.max_waiting, self.cache_tokens = spec.max_batch, spec.max_waiting, spec.cache_tokens
         self.ends = _ends(model, tokenizer)
         tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
         self.batch = Batch(model)
@@ -133,6 +135,7 @@ class Generator:
             request.temperature,
             request.top_p,
             random,
+            prompt_tokens=len(prompt),
             limit=request.max_tokens or room,
             text=TextStream(self.tokenizer, prompt, request.stop),
             loop=asyncio.get_running_loop(),
@@ -190,9 +193,13 @@ class Generator:
             return self.ended is not None
 
     def _turn(self) -> None:
-        """The finished leave, the waiting join, everybody gets a token."""
+        """The finished leave, the waiting join, everybody gets a token. Where the cache is full, those that came last go back
+        to the front of the queue and are computed again later."""
         keep = [i for i, answer in enumerate(self.answers) if not answer.over]
-        newcomers = self._newcomers(self.max_batch - len(keep))
+        while len(keep) > 1 and len(keep) * (max(self.answers[i].cached for i in keep) + 1) > self.cache_tokens:
+            with self.changed:
+                self.waiting.appendleft(self.answers[keep.pop()])
+        newcomers = self._newcomers([self.answers[i] for i in keep])
         self.answers = [self.answers[i] for i in keep] + newcomers
         for answer, token in zip(newcomers, self.batch.regroup(keep, newcomers), strict=True):
             answer.take(token, self.ends)
@@ -202,13 +209,15 @@ class Generator:
             if not answer.over:
                 answer.take(token, self.ends)
 
-    def _newcomers(self, room: int) -> list[Answer]:
+    def _newcomers(self, staying: list[Answer]) -> list[Answer]:
         chosen: list[Answer] = []
-        widest = 0
+        longest, columns = 0, max((answer.cached for answer in staying), default=0)
         with self.changed:
-            while self.waiting and len(chosen) < room:
-                widest = max(widest, len(self.waiting[0].prompt))
-                if chosen and widest * (len(chosen) + 1) > PREFILL_TOKENS:
+            while self.waiting and (rows := len(staying) + len(chosen) + 1) <= self.max_batch:
+                longest = max(longest, len(self.waiting[0].ids))
+                if chosen and longest * (len(chosen) + 1) > PREFILL_TOKENS:
+                    break
+                if rows > 1 and rows * (max(columns, longest) + HEADROOM) > self.cache_tokens:
                     break
                 chosen.append(self.waiting.popleft())
         return chosen

@@ -23,6 +23,9 @@ class Transformers(Spec):
     """Requests computed together."""
     max_waiting: PositiveInt = 256
     """Requests that may wait for a place in the batch; one more is refused with 503."""
+    cache_tokens: PositiveInt = 32_768
+    """Tokens that the key/value cache of a language model holds, padding included: this bounds its memory (SmolLM2-135M in fp32
+    takes 46 kB a token). One request alone may use its whole context."""
     batch_wait_ms: float = 5.0
     """How long an encoder waits for more requests to fill a batch."""
 
