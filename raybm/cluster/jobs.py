@@ -176,6 +176,8 @@ def _client(address: str | None) -> Iterator[Any]:
     if urlsplit(address).scheme not in ("http", "https") or not host:
         raise UserError(f"{address!r} is not the URL of a dashboard.", where="address", remedy=f"Such as {DEFAULT_ADDRESS}.")
     with environment(token_of(host) | {"RAY_API_SERVER_ADDRESS": address}):  # Ray's client heeds the variable more than its argument
+        from ray.dashboard.modules import dashboard_sdk
+        from ray.dashboard.modules.job import sdk
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
@@ -183,7 +185,8 @@ def _client(address: str | None) -> Iterator[Any]:
             def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # Ray's own waits without end
                 return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **kwargs)
 
-        logging.getLogger("ray").setLevel(logging.WARNING)  # its client tells of every upload
+        for module in (dashboard_sdk, sdk):
+            module.logger.setLevel(logging.WARNING)  # they tell of every upload
         try:
             yield Client(address)
         except AuthenticationError as error:

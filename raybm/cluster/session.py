@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,6 @@ def connect(
 
 @contextmanager
 def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], None]) -> Iterator[Connection]:
-    from ray._private import ray_constants
     from ray._private.utils import get_num_cpus
 
     cores = get_num_cpus()
@@ -85,7 +84,6 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         "RAY_ADDRESS": None,
         "RAY_API_SERVER_ADDRESS": None,  # of another cluster
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # elsewhere than on Linux the default: the node's address is 127.0.0.1
         "RAY_worker_niceness": "0",  # Ray's own default is 15
     }
     if not gpus:
@@ -93,11 +91,11 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
     if "RAY_AUTH_MODE" not in os.environ:
         write_token(folder / "token")
         changes |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_AUTH_TOKEN": None}
-    clusterable, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # read from the variable at import
     failed = True
     try:
         with (
             environment(changes),
+            _loopback(),
             _ray(
                 address="local",
                 num_cpus=logical,
@@ -115,7 +113,6 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         failed = False  # says itself what is wrong
         raise
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusterable
         (folder / "token").unlink(missing_ok=True)
         if failed:
             say(f"Ray's logs are in {folder / 'ray' / 'session_latest' / 'logs'}.")
@@ -131,12 +128,12 @@ def _joined(address: str) -> Iterator[Connection]:
             where="RAY_ADDRESS",
             remedy="Give HOST:PORT (such as 127.0.0.1:6379) where the command runs on the cluster's network, or use `raybm submit`.",
         )
-    host = "127.0.0.1"
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        _probe(host, port, address)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{address!r} is no HOST:PORT.", where="RAY_ADDRESS", remedy="Such as 127.0.0.1:6379.")
+    _probe(host, int(port))
     variables = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ and name not in _job_variables()}
-    with environment(token_of(host)):
+    with environment(token_of(host)), _loopback() if _listens_on_loopback_only(host, int(port)) else nullcontext():
         from ray.exceptions import AuthenticationError
 
         try:
@@ -172,14 +169,39 @@ def _ray(**settings: Any) -> Iterator[Any]:
                 signal.signal(signal.SIGTERM, handler)
 
 
-def _probe(host: str, port: str, address: str) -> None:
+def _probe(host: str, port: int) -> None:
     """Ray itself waits for minutes for an address where nobody is."""
-    if not host or not port.isdigit():
-        raise UserError(f"{address!r} is no HOST:PORT.", where="RAY_ADDRESS", remedy="Such as 127.0.0.1:6379.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), port), timeout=JOIN_TIMEOUT_S).close()
     except OSError as error:
-        raise DeadlineExceeded(f"nobody answers ({error}).", where=address, remedy="Start that cluster, or unset RAY_ADDRESS.") from None
+        remedy = "Start that cluster, or unset RAY_ADDRESS."
+        raise DeadlineExceeded(f"nobody answers ({error}).", where=f"{host}:{port}", remedy=remedy) from None
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 as it is, which off Linux is its default. On Linux it would put the machine's address in its place, and
+    its servers would listen on every interface."""
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # read from the variable at import
+    try:
+        with environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _listens_on_loopback_only(host: str, port: int) -> bool:
+    from ray.util import get_node_ip_address
+
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        socket.create_connection((get_node_ip_address(), port), timeout=JOIN_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def _job_variables() -> set[str]:

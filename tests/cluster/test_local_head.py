@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,12 +22,13 @@ SCRIPT = Path(__file__).parents[2] / "cluster/local.sh"
 SPEC = "name: tiny\ntask: {kind: causal_lm}\nmodel: {ref: 'package:none'}\ndata: {sources: [{kind: text, path: a.txt}]}\n"
 JOB = """
 import os, shutil, sys
-from raybm.cluster import Ask, connect, wait_for_place
+from raybm.cluster import Ask, connect, placement, wait_for_place
 from raybm.core.errors import PlacementError
 
 print("arguments", sys.argv[1:], "raybm" if shutil.which("raybm") else "no raybm", os.environ["RAY_AUTH_MODE"])
 with connect(cpus=1, say=print) as connection:
     assert not connection.embedded
+    placement._addable = lambda: None  # an autoscaler that does not say what it may add, and so is asked
     try:
         wait_for_place(Ask(99, 1), 60, print)
     except PlacementError as error:
@@ -58,8 +60,7 @@ def free_port() -> int:
 
 
 def local_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # A node of a group, and the second autoscaler: as on KubeRay, where only the autoscaler knows what may be added.
-    environment = os.environ | {"RAY_NODE_TYPE_NAME": "cpu", "RAY_enable_autoscaler_v2": "1"}
+    environment = os.environ | {"RAY_enable_autoscaler_v2": "1"}  # as on KubeRay
     return subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -146,6 +147,15 @@ def test_a_job_comes_back_with_its_exit_code_and_log(head: Head, tmp_path: Path,
         cluster.jobs()
     with pytest.raises(NotFound):
         cluster.jobs("http://127.0.0.1:18699")
+
+
+@pytest.mark.integration
+def test_a_program_joins_a_head_that_listens_on_loopback_only(head: Head) -> None:
+    """Ray would look for it at the machine's own address, and not stop looking."""
+    script = "from raybm.cluster import connect\nwith connect(cpus=1, say=print) as c: print(c.embedded)"
+    address = {"RAY_ADDRESS": f"127.0.0.1:{(head.state / 'port').read_text().strip()}"}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | address, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 @pytest.mark.integration
