@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from raybm.core.events import by_step, read_events
 from raybm.core.runs import states
 from raybm.core.storage import Storage
 
+DEADLINE_S = 240.0
 WORDS = ("red", "green", "blue", "small", "large", "old", "new", "cat", "dog", "bird", "house", "river")
 
 
@@ -39,6 +43,19 @@ def write_spec(folder: Path, storage: str, **changes: Any) -> Path:
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
     return path
+
+
+def start(spec: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`raybm run` in a process of its own, with an embedded Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "raybm.cli", "run", str(spec), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it printed."""
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, output
 
 
 def losses(storage: Storage, run: int = 0) -> dict[int, float]:

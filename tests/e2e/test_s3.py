@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from raybm.cli.driver import drive
@@ -16,6 +18,7 @@ from raybm.core.storage import open_storage
 from raybm.models.references import resolve
 from raybm.spec import JobSpec
 from tests.e2e import job
+from tests.s3server import start_weed, stop_weed
 
 pytestmark = pytest.mark.integration
 
@@ -43,3 +46,33 @@ def test_wrong_credentials_and_missing_bucket(s3: str, tmp_path: Path, monkeypat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match=r"(?i)credential|key|denied"):
         drive(spec, None)
+
+
+def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def up() -> Any:
+        endpoint, (key, secret), server = start_weed(tmp_path / "weed")
+        for name, value in (("ENDPOINT_URL_S3", endpoint), ("ACCESS_KEY_ID", key), ("SECRET_ACCESS_KEY", secret), ("REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        return endpoint, server
+
+    endpoint, server = up()
+    try:
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="gone")
+        spec = job.write_spec(tmp_path, "s3://gone/jobs")
+        process = job.start(spec)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("train: starts"):
+                break
+        stop_weed(server)
+        code, output = job.finish(process)
+        assert code == StorageError.exit_code, output
+        assert endpoint in output
+        assert "Traceback" not in output
+        _, server = up()
+        code, output = job.finish(job.start(spec))
+        assert code == 0, output
+        assert "prepare: done already" in output
+        assert Registry(open_storage("s3://gone/jobs")).versions("tiny") == [1]
+    finally:
+        stop_weed(server)
