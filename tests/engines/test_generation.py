@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 
 from raybm.core.errors import Overloaded, RaybmError, Unsupported, UserError
 from raybm.engines.protocol import Delta, GenerateRequest
@@ -131,6 +132,17 @@ def test_what_cannot_be_answered_is_refused_before_it_starts(engine: Generator) 
     engine.tokenizer.chat_template = tiny.TEMPLATE
     assert text(run(engine, GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=5, temperature=0))[0])
     assert sum(delta.tokens for delta in run(engine, ask("the dog", None))[0]) <= 128
+
+
+def test_a_prompt_is_not_closed_by_what_the_tokenizer_adds(tmp_path: Path) -> None:
+    made = build(Transformers(), tiny.language_model(tmp_path))
+    assert isinstance(made, Generator)
+    plain = made._prompt(GenerateRequest(prompt="the dog"))
+    made.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|user|> $A <end>", special_tokens=[("<|user|>", 1), ("<end>", 0)]
+    )
+    assert made._prompt(GenerateRequest(prompt="the dog")) == [1, *plain]
+    made.close()
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ class Generator:
         if (request.messages is None) == (request.prompt is None):
             raise UserError("either messages or a prompt is needed.", remedy="Give one of the two.")
         if request.prompt is not None:
-            ids = list(self.tokenizer(request.prompt).input_ids)
+            ids = self._unfinished(request.prompt)
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
             if not ids and start is not None:
                 ids = [start]
@@ -165,6 +165,13 @@ class Generator:
         if not ids:
             raise UserError("is empty.", where="prompt", remedy="Send some text.")
         return ids
+
+    def _unfinished(self, prompt: str) -> list[int]:
+        """The prompt's ids, without the end-of-text or separator that some tokenizers put behind."""
+        ids = list(self.tokenizer(prompt).input_ids)
+        plain = list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+        start = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), 0)
+        return ids[: start + len(plain)]
 
     # ---- on the thread: the batch
 
