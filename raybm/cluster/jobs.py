@@ -176,8 +176,6 @@ def _client(address: str | None) -> Iterator[Any]:
     if urlsplit(address).scheme not in ("http", "https") or not host:
         raise UserError(f"{address!r} is not the URL of a dashboard.", where="address", remedy=f"Such as {DEFAULT_ADDRESS}.")
     with environment(token_of(host) | {"RAY_API_SERVER_ADDRESS": address}):  # Ray's client heeds the variable more than its argument
-        from ray.dashboard.modules import dashboard_sdk
-        from ray.dashboard.modules.job import sdk
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
@@ -185,8 +183,8 @@ def _client(address: str | None) -> Iterator[Any]:
             def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # Ray's own waits without end
                 return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **kwargs)
 
-        for module in (dashboard_sdk, sdk):
-            module.logger.setLevel(logging.WARNING)  # they tell of every upload
+        for name in ("_private.runtime_env.packaging", "dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every upload
         try:
             yield Client(address)
         except AuthenticationError as error:
