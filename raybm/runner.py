@@ -11,6 +11,7 @@ from typing import Any
 
 from raybm.core.artifact import Artifact, Record, artifact, code_digest, library_versions
 from raybm.core.context import Context
+from raybm.core.errors import StorageError
 from raybm.core.lease import Lease
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
@@ -79,7 +80,10 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
 def _make(step: Step, context: Context) -> Record:
     name, started = step.stage.NAME, time.time()
     context.progress(f"{name}: starts ({step.out.key})")
-    metrics = step.stage.run(step.view, step.inputs, step.out, context)
+    try:
+        metrics = step.stage.run(step.view, step.inputs, step.out, context)
+    except OSError as error:  # Arrow's file systems, inside Ray, raise it for a storage that does not answer
+        raise StorageError(f"{error}.", where=f"{name} ({context.storage.uri})", remedy="The same command goes on.") from error
     record = Record(
         stage=name,
         key=step.out.key,

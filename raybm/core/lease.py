@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from raybm.core.errors import Conflict, DeadlineExceeded, NotFound
+from raybm.core.errors import Conflict, DeadlineExceeded, NotFound, StorageError
 from raybm.core.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
         self._thread.join(timeout=RENEW_S)
-        self.storage.delete(KEY)
+        with contextlib.suppress(StorageError) if kind else contextlib.nullcontext():  # what went wrong first is what is told
+            self.storage.delete(KEY)
 
     def _content(self) -> bytes:
         return json.dumps({"holder": self.holder, "host": platform.node(), "pid": os.getpid(), "time": time.time()}).encode()
@@ -66,7 +68,10 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):
-            self.storage.write(KEY, self._content())
+            try:
+                self.storage.write(KEY, self._content())
+            except StorageError as error:  # the stage meets it too, and says so; the next beat tries again
+                log.warning("lease: %s", error)
 
 
 def held(storage: Storage) -> bool:

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
-from raybm.core.errors import RaybmError
+from raybm.core.errors import RaybmError, StorageError, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.models.spec import ModelSpec
@@ -71,23 +71,25 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.stall_timeout_s)),
     )
     _fit(trainer, sink, context)
-    summary: dict[str, Any] = ray.get(sink.summary.remote(), timeout=30)
+    summary: dict[str, Any] | UserError = ray.get(sink.result.remote(), timeout=30)
+    if isinstance(summary, UserError):
+        raise summary
     out.storage.delete("ray_train")
     return summary
 
 
-def _cause(error: BaseException) -> RaybmError:
-    """The first of raybm's own errors among what the ranks raised, else the first line of the first rank's."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        inner = getattr(failure, "_base_exc", failure)
-        if isinstance(inner, RaybmError):
-            return inner
-    first = next(iter(failures.values()), error)
-    lines = [line for line in str(first).splitlines() if line.strip()]
-    return RaybmError(
-        lines[-1] if lines else repr(first), where="train", remedy="The run's log has the whole of it; the same command resumes."
-    )
+def _cause(error: BaseException, storage: Storage) -> RaybmError:
+    """What a rank (or Ray Train's controller) raised, as an error of ours."""
+    failures = [*(getattr(error, "worker_failures", None) or {}).values(), getattr(error, "controller_failure", None)]
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures if failure is not None]
+    for cause in causes:
+        if isinstance(cause, RaybmError):
+            return cause
+    first = next(iter(causes), error)
+    what = next((line for line in reversed(str(first).splitlines()) if line.strip()), repr(first))
+    remedy = "The run's log has the whole of it; the same command goes on from the last checkpoint."
+    kind = StorageError if isinstance(first, OSError) else RaybmError
+    return kind(what, where=f"train ({storage.uri})", remedy=remedy)
 
 
 class EventSink:
@@ -95,7 +97,7 @@ class EventSink:
 
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Any]]] = []
-        self._summary: dict[str, Any] = {}
+        self._result: dict[str, Any] | UserError = {}
 
     def push(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
@@ -104,11 +106,12 @@ class EventSink:
         events, self._events = self._events, []
         return events
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        self._summary = summary
+    def finish(self, result: dict[str, Any] | UserError) -> None:
+        self._result = result
 
-    def summary(self) -> dict[str, Any]:
-        return self._summary
+    def result(self) -> dict[str, Any] | UserError:
+        """The loop's summary, or a mistake of the user's."""
+        return self._result
 
 
 def _fit(trainer: Any, sink: Any, context: Context) -> None:
@@ -138,14 +141,21 @@ def _fit(trainer: Any, sink: Any, context: Context) -> None:
     finally:
         board.close()
     if failures:
-        raise _cause(failures[0]) from failures[0]
+        raise _cause(failures[0], context.storage) from failures[0]
 
 
 # ---- in the worker
 
 
 def worker(config: dict[str, Any]) -> None:
-    """What each rank runs."""
+    """What each rank runs. A mistake of the user's is handed over instead of raised: to start again would not mend it."""
+    try:
+        _rank(config)
+    except UserError as error:
+        ray.get(config["sink"].finish.remote(error), timeout=60)
+
+
+def _rank(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
     from ray.train import get_context
