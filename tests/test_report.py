@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,19 @@ def test_a_chart_leaves_out_what_is_not_finite_and_thins_what_is_long() -> None:
     assert line_chart("x", [Series("a", [(1, float("nan"))])], str) is None
     chart = line_chart("x", [Series("a", [(i, float(i)) for i in range(5000)])], str)
     assert chart is not None and chart.count("<title>") == 200 and "4,999" in chart
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed: apt-get install chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_draws_it(tmp_path: Path, width: int) -> None:
+    """In a real browser, without network: the page is drawn, at the width of a desktop and of a phone."""
+    page = report.write(*finished(tmp_path))
+    picture, profile = tmp_path / "page.png", tmp_path / "profile"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    flags += ["--disable-component-update", f"--user-data-dir={profile}", f"--window-size={width},2400", f"--screenshot={picture}"]
+    drawn = subprocess.run(["chromium", *flags, page.as_uri()], capture_output=True, timeout=120, check=False)
+    assert drawn.returncode == 0, drawn.stderr.decode()[-2000:]
+    header = picture.read_bytes()[:24]
+    assert (header[:8], int.from_bytes(header[16:20])) == (b"\x89PNG\r\n\x1a\n", width)
+    assert picture.stat().st_size > 30_000, "an empty page is a few kilobytes"
