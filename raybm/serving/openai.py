@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import time
 import uuid
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -124,7 +125,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class Generation(Wire):
+class Generation(Wire, ABC):
     """What chat and plain completions share."""
 
     ID: ClassVar[str]
@@ -139,15 +140,15 @@ class Generation(Wire):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[tuple[Stop, ...], Field(max_length=16)] = ()
 
-    def request(self) -> GenerateRequest:
-        raise NotImplementedError
+    @abstractmethod
+    def request(self) -> GenerateRequest: ...
 
-    def choice(self, text: str, finish_reason: FinishReason) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def choice(self, text: str, finish_reason: FinishReason) -> Json: ...
 
+    @abstractmethod
     def piece(self, text: str, finish_reason: FinishReason | None) -> Json:
         """A choice of a streamed chunk."""
-        raise NotImplementedError
 
     def head(self, *, chunk: bool) -> Json:
         kind = self.CHUNK if chunk else self.OBJECT
