@@ -85,11 +85,14 @@ def _cause(error: BaseException, storage: Storage) -> RaybmError:
     for cause in causes:
         if isinstance(cause, RaybmError):
             return cause
+    try:
+        storage.exists("anything")  # Ray's own errors about a storage that has gone come as text inside of others
+    except StorageError as gone:
+        return gone
     first = next(iter(causes), error)
     what = next((line for line in reversed(str(first).splitlines()) if line.strip()), repr(first))
     remedy = "The run's log has the whole of it; the same command goes on from the last checkpoint."
-    kind = StorageError if isinstance(first, OSError) else RaybmError
-    return kind(what, where=f"train ({storage.uri})", remedy=remedy)
+    return RaybmError(what, where="train", remedy=remedy)
 
 
 class EventSink:

@@ -51,7 +51,10 @@ class Head:
         return [supervisor, *supervisor.children(recursive=True)]
 
     def gcs(self) -> psutil.Process | None:
-        return next((p for p in self.processes() if p.name().startswith("gcs_server")), None)
+        try:
+            return next((p for p in self.processes() if p.name().startswith("gcs_server")), None)
+        except psutil.NoSuchProcess:  # one ended while we looked
+            return None
 
 
 def free_port() -> int:
