@@ -28,18 +28,13 @@ app.add_typer(models.app, name="models")
 def main() -> None:
     """The process's edge: a mistake of the user's is one clear message and an exit code, never a traceback."""
     try:
-        sys.exit(app(standalone_mode=False))  # the code of typer.Exit
+        sys.exit(app(standalone_mode=False))  # the code of typer.Exit; 130 after Ctrl-C
     except RaybmError as error:
         print(f"raybm: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
     except TyperException as error:  # a mistyped option
         print(f"raybm: {error.format_message()}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        print("raybm: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-    except BrokenPipeError:  # `raybm logs RUN | head`
-        sys.exit(141)
     except Exception as error:  # noqa: BLE001  (a mistake of ours)
         _report_bug(error)
         sys.exit(1)

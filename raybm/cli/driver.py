@@ -104,6 +104,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _failed(run: Run, job: JobSpec, error: BaseException, progress: Callable[[str], None]) -> None:
     """The run's state, the cause in its log, and the report of what was done (a refused gate is looked at there)."""
     interrupted = isinstance(error, KeyboardInterrupt)
+    if interrupted:
+        progress("stopped; the same command goes on from what is done")
     if not isinstance(error, RaybmError) and not interrupted:
         log.error("unexpected error\n%s", "".join(traceback.format_exception(error)))
     elif error.__cause__ is not None:

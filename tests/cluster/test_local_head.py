@@ -17,6 +17,9 @@ import pytest
 
 from raybm import cluster
 from raybm.core.errors import NotFound, UserError
+from raybm.core.registry import Registry
+from raybm.core.storage import open_storage
+from tests.e2e import job
 
 SCRIPT = Path(__file__).parents[2] / "cluster/local.sh"
 SPEC = "name: tiny\ntask: {kind: causal_lm}\nmodel: {ref: 'package:none'}\ndata: {sources: [{kind: text, path: a.txt}]}\n"
@@ -150,6 +153,17 @@ def test_a_job_comes_back_with_its_exit_code_and_log(head: Head, tmp_path: Path,
         cluster.jobs()
     with pytest.raises(NotFound):
         cluster.jobs("http://127.0.0.1:18699")
+
+
+@pytest.mark.integration
+def test_a_whole_job_by_rays_own_client(head: Head, tmp_path: Path) -> None:
+    job.write_spec(tmp_path, str(tmp_path / "store"), name="submitted", train={"max_steps": 2, "log_every_steps": 1})
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "job", "submit", "--working-dir", str(tmp_path), "--", "raybm", "run", "job.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "validation at step 2" in done.stdout
+    assert Registry(open_storage(str(tmp_path / "store"))).verify("submitted", "prod") == []
 
 
 @pytest.mark.integration

@@ -61,16 +61,16 @@ def model(seed: int = 3) -> Any:
 def train(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
     """The product's loop on this rank: losses by step, and the summary."""
     from raybm.tasks import TextClassification
-    from raybm.training import loop
-    from raybm.training.batches import open_rows
+    from raybm.training import batches, loop
 
+    batches.CACHE = f"{out}-cache"  # not the user's
     losses: dict[int, float] = {}
 
     def emit(kind: str, **fields: Any) -> None:
         if kind == "train":
             losses[fields["step"]] = fields["loss"]
 
-    splits = {split: open_rows(prepare, split) for split in ("train", "validation")}
+    splits = {split: batches.open_rows(prepare, split) for split in ("train", "validation")}
     given = TrainSpec.parse(spec)
     _, summary = loop.train(TextClassification().build(), model(), tokenizer(), splits, given, 17, open_storage(out), emit)
     return [losses[step] for step in sorted(losses)], summary
@@ -82,8 +82,10 @@ def plain_ddp(prepare: Artifact, spec: dict[str, Any]) -> list[float]:
     import torch.distributed as dist
 
     from raybm.tasks import TextClassification
+    from raybm.training import batches
     from raybm.training.batches import Schedule, open_rows
 
+    batches.CACHE = f"{prepare.storage.uri}-cache"
     given = TrainSpec.parse(spec)
     rank, world = dist.get_rank(), dist.get_world_size()
     rows, task, vocabulary = open_rows(prepare, "train"), TextClassification().build(), tokenizer()
