@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import httpx
@@ -20,7 +19,6 @@ import yaml
 
 HERE = Path(__file__).parent
 RAYBM = [sys.executable, "-m", "raybm.cli"]
-START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 STORAGE = Path("~/.raybm").expanduser()
 
@@ -34,7 +32,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="raybm-demo-") as folder:
         config = _serve_config(Path(folder), port)
         print("== raybm deploy (sentiment@prod and SmolLM2 behind one gateway)", flush=True)
-        server = subprocess.Popen([*RAYBM, "deploy", str(config)])
+        server = subprocess.Popen([*RAYBM, "deploy", str(config)], stdout=subprocess.PIPE, text=True)
         try:
             _ask(f"http://127.0.0.1:{port}", server)
         finally:
@@ -58,15 +56,15 @@ def _serve_config(folder: Path, port: int) -> Path:
     return path
 
 
-def _ask(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _ask(url: str, server: subprocess.Popen[str]) -> None:
+    assert server.stdout is not None
+    for line in server.stdout:  # raybm deploy has its own deadline: it says that it answers, or why it cannot, and ends
+        print(line, end="", flush=True)
+        if line.startswith(url):
+            break
+    else:
+        raise SystemExit(f"the endpoint ended with code {server.wait()}")
     with httpx.Client(base_url=url, timeout=120) as client:
-        while not _ready(client):
-            if server.poll() is not None:
-                raise SystemExit(f"the endpoint ended with code {server.returncode}")
-            if time.monotonic() > deadline:
-                raise SystemExit(f"the endpoint was not ready within {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.5)
         texts = ["A quiet, funny and wonderfully acted film.", "Two hours of my life that I will never get back."]
         print(f"\n== POST {url}/v1/classify", flush=True)
         answer = client.post("/v1/classify", json={"model": "sentiment", "input": texts}).raise_for_status().json()
@@ -86,13 +84,6 @@ def _ask(url: str, server: subprocess.Popen[bytes]) -> None:
                     choices = json.loads(line.removeprefix("data: "))["choices"]
                     print(choices[0]["delta"].get("content") or "" if choices else "", end="", flush=True)
         print("\n")
-
-
-def _ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/ready").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def _what_next() -> None:
