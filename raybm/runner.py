@@ -55,7 +55,7 @@ def _view(cls: type[Spec], job: JobSpec) -> Spec:
 
 
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
-    """Walk the stages; `on_ray` is entered before the first that has work to do. Raises what a stage raises."""
+    """Walk the stages; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage raises."""
     records: dict[str, Record] = {}
     with ExitStack() as stack:
         on_cluster = False
@@ -63,7 +63,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
             name, out = step.stage.NAME, step.out
             run.update(stage=name)
             record = out.record()
-            if record is None and not on_cluster:
+            if record is None and step.stage.ON_RAY and not on_cluster:
                 stack.enter_context(on_ray())
                 on_cluster = True
             if record is None:

@@ -32,6 +32,7 @@ JOB: dict[str, Any] = {
 
 class FakeStage:
     CODE = ("core/errors.py",)
+    ON_RAY = True
     outside = None
 
     def __init__(self, name: str, inputs: tuple[str, ...], view: type[Spec]) -> None:

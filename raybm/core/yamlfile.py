@@ -39,6 +39,8 @@ MAX_DEPTH = 40
 
 def parse_fragment(text: str, source: str) -> Any:
     """The value of a piece of YAML, as in `--set train.lr=3e-5` or `--set publish.gate={macro_f1: ">= 0.8"}`. Raises SpecError."""
+    if text.lstrip()[:1] in (">", "|"):  # block scalars need lines of their own: here it is a comparison, such as `> 0.8`
+        return text.strip()
     return parse(text, source)[0] if text.strip() else None
 
 

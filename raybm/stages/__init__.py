@@ -1,4 +1,4 @@
-"""The stages of a job's life, one thin file each. A stage is a module with NAME, INPUTS, CODE, View, outside and run."""
+"""The stages of a job's life, one thin file each. A stage is a module with NAME, INPUTS, CODE, ON_RAY, View, outside and run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class Stage(Protocol):
     @property
     def CODE(self) -> tuple[str, ...]:
         """Parts of raybm/ whose source enters the artifact's key."""
+
+    @property
+    def ON_RAY(self) -> bool:
+        """Whether it needs a cluster."""
 
     @property
     def View(self) -> type[Spec]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NAME = "evaluate"
 INPUTS = ("prepare", "train")
 CODE = ("core", "models", "engines", "tasks", "stages/evaluate.py")
+ON_RAY = True
 outside = None
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 NAME = "prepare"
 INPUTS: tuple[str, ...] = ()
 CODE = ("core", "models", "data", "tasks", "stages/prepare.py")
+ON_RAY = True
 
 PART_BYTES = 16 << 20
 """Of input text that one task holds at a time."""
@@ -196,7 +197,9 @@ def _encode(
     """Bundles of staged files → rows/ without what cannot be encoded, encoded/, and a report for each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from transformers import logging as transformers_logging
 
+    transformers_logging.set_verbosity_error()  # "sequence longer than the model's maximum": the task cuts it afterwards
     task = spec.build()
     types = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
     for item in table.column("item").to_pylist():

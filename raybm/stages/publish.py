@@ -29,6 +29,7 @@ from raybm.spec.job import PublishSpec
 NAME = "publish"
 INPUTS = ("prepare", "train", "evaluate")
 CODE = ("core", "models", "stages/publish.py", "stages/model_card.md.j2", "stages/data_card.md.j2")
+ON_RAY = False
 outside = None
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 

@@ -25,6 +25,7 @@ from raybm.tasks import TaskSpec
 NAME = "train"
 INPUTS = ("prepare",)
 CODE = ("core", "models", "tasks", "training", "spec/train.py", "stages/train.py")
+ON_RAY = True
 outside = None
 POLL_S = 0.5
 

@@ -243,3 +243,11 @@ def test_a_spec_is_validated_without_heavy_imports_in_under_a_second(tmp_path: P
         if seconds[-1] < 1:
             return
     pytest.fail(f"took {seconds} s")
+
+
+def test_a_comparison_is_set_without_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\ntask: {kind: text_classification}\nmodel: {ref: package:x}\ndata: {sources: [{kind: text, path: x}]}\n")
+    job = load(JobSpec, path, ["publish.gate.macro_f1=> 0.8", "publish.gate.loss=<= 1"])
+    assert job.publish is not None
+    assert job.publish.gate == {"macro_f1": "> 0.8", "loss": "<= 1"}
