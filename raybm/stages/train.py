@@ -43,6 +43,8 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from raybm.training import checkpoint
+
     resources = context.resources
     on_gpu = resources.gpus_per_worker > 0
     sink = ray.remote(num_cpus=0, max_concurrency=4)(EventSink).remote()
@@ -75,6 +77,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     summary: dict[str, Any] | UserError = ray.get(sink.result.remote(), timeout=30)
     if isinstance(summary, UserError):
         raise summary
+    checkpoint.sweep(out.storage)
     out.storage.delete("ray_train")
     return summary
 

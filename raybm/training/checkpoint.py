@@ -68,12 +68,17 @@ def _prune(storage: Storage, best_by: str) -> None:
     kept = {every[-1].step}
     if best_commit := best(every, best_by):
         kept.add(best_commit.step)
-    for commit in every:
+    for commit in every:  # and nothing else: an uncommitted folder may be what a run that took over is writing now
         if commit.step not in kept:
             storage.delete(f"{MARKERS}/{commit.step:08d}.json")
-    folders = {commit.folder for commit in every if commit.step in kept}
+            storage.delete(commit.folder)
+
+
+def sweep(storage: Storage) -> None:
+    """Delete the folders that no marker names: what broken attempts left. For when no rank writes any more."""
+    committed = {commit.folder for commit in commits(storage)}
     for name in storage.folders(FOLDER):
-        if f"{FOLDER}/{name}" not in folders and name.startswith("step-"):
+        if name.startswith("step-") and f"{FOLDER}/{name}" not in committed:
             storage.delete(f"{FOLDER}/{name}")
 
 

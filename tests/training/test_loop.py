@@ -30,6 +30,7 @@ def test_resumes_from_the_last_commit_with_the_same_losses(ranks: Ranks, tmp_pat
     broken = SPEC | {"zero": {"stage": 2}, "checkpoint": {"every_steps": 4}}
     ranks.run(jobs.train, prepare, str(tmp_path / "out"), broken)
     storage = open_storage(str(tmp_path / "out"))
+    assert len(storage.folders(checkpoint.FOLDER)) == 1 + len(checkpoint.commits(storage))  # what is kept, and the markers' folder
     for commit in checkpoint.commits(storage)[1:]:
         storage.delete(f"{checkpoint.MARKERS}/{commit.step:08d}.json")  # as if killed before the marker: the folder alone is nothing
     left = checkpoint.commits(storage)[-1].step
