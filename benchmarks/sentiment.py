@@ -2,7 +2,7 @@
 
 Every seed draws its own split, trains on it, and is scored on it beside a TF-IDF linear model trained on the same rows; the
 Amazon sentences are out of the domain of both. Prints {"macro_f1", "linear_macro_f1", "amazon_macro_f1",
-"linear_amazon_macro_f1"}: means over the seeds. Some 5 minutes a seed on 2 cores.
+"linear_amazon_macro_f1"}: means over the seeds.
 """
 
 from __future__ import annotations

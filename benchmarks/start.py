@@ -6,7 +6,6 @@ Prints medians, in seconds; of several cases the slowest:
   ray_up_s                  an embedded Ray as `raybm run` starts it, dashboard and `import ray` included, in a fresh process
   fit_to_first_step_s       from the end of `prepare` to the first training step's line in metrics.jsonl
   deploy_to_first_answer_s  from the command `raybm deploy` to the first 200 of POST /v1/embeddings (MiniLM)
-Some 8 minutes on 2 cores.
 """
 
 from __future__ import annotations

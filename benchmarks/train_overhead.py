@@ -8,7 +8,7 @@ in one window does not count; `best_vs_…` under `cases` takes each window's sh
 machine that others use.
 
 Prints {"vs_ddp_loop", "vs_deepspeed_loop"}: the worse of the cases, an encoder (MiniLM on film reviews) and a small Llama from
-scratch; 1 is no cost, more is faster than the peer. Some 15 minutes on 2 cores.
+scratch; 1 is no cost, more is faster than the peer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SETTINGS = {"evaluate": None, "publish": None, "data.split.validation": 0, "trai
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help=f"Of each run, the first {WINDOW} of which are not counted.")
+    parser.add_argument("--steps", type=int, default=40, help=f"Of each run, the first {WINDOW} of which are not counted.")
     parser.add_argument("--case", choices=CASES, action="append", help="Only this one.")
     given = parser.parse_args()
     names = given.case or list(CASES)
