@@ -22,7 +22,7 @@ from raybm.models.spec import ModelSpec
 from raybm.spec.job import JobSpec
 from raybm.spec.train import BUCKET, TrainSpec
 
-PROCESS_BYTES = 700_000_000  # of a rank before it has a model: Python, torch, transformers, DeepSpeed (resident, measured on CPUs)
+PROCESS_BYTES = 700_000_000  # of a rank before it has a model: Python, torch, transformers, DeepSpeed (resident; a rough guess)
 HEADER_LIMIT = 100_000_000  # bytes; as in safetensors' own reader
 ADAM = 12  # bytes a parameter: fp32 copy, mean and square of the gradients (ZeRO §3.1, K = 12)
 CHECKPOINTS = 3  # the last, the best and the one being written
