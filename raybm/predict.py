@@ -133,7 +133,7 @@ class Predictor:
         transformers_logging.disable_progress_bar()
         given = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, min(math.ceil(given), os.cpu_count() or 1)))
-        return Transformers(max_batch=self.batch, max_waiting=self.batch).build(resolve(self.ref, self.storage))
+        return Transformers(max_batch=self.batch, max_waiting=2 * self.batch).build(resolve(self.ref, self.storage))
 
     def _predicted(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """The rows in their order, in parts."""
