@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import numpy as np
 import pyarrow.parquet as pq
 
 from raybm import ops
@@ -91,18 +92,20 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
     prepared, workers, train = common.artifact(done, "prepare"), job.resources.workers, job.train
     model = done.parent.parent / "model"
     shutil.copytree(common.artifact(done, "train") / "model", model)
-    lengths = [len(row) for row in pq.read_table(prepared / "encoded" / "train", columns=["input_ids"])["input_ids"].to_pylist()]
-    schedule = Schedule(len(lengths), train.global_batch, workers, train.micro_batch, job.seed)
-    if schedule.accumulation != 1:
+    encoded = pq.read_table(prepared / "encoded" / "train", columns=["input_ids"])["input_ids"].to_pylist()
+    lengths = np.array([len(row) for row in encoded])
+    schedule = Schedule(lengths, train.global_batch, workers, job.seed, train.micro_batch)
+    steps = [[schedule.step(step, rank) for rank in range(workers)] for step in range(train.max_steps or 0)]
+    if any(len(passes) > 1 for step in steps for passes in step):
         common.fail(f"{path} accumulates gradients; the peers do not.")
-    order = [[[int(row) for row in schedule.step(step, rank)[0]] for rank in range(workers)] for step in range(train.max_steps or 0)]
+    order = [[passes[0] for passes in step] for step in steps]
     config = json.loads((model / "config.json").read_text())
     return {
         "class": config["architectures"][0],
         "model": str(model),
         "rows": str(prepared / "encoded" / "train"),
         "order": order,
-        "tokens": [sum(lengths[row] for mine in step for row in mine) for step in order],
+        "tokens": [int(sum(lengths[row] for mine in step for row in mine)) for step in order],
         "pad": config.get("pad_token_id") or 0,
         "one_label": job.task.kind == "text_classification",
         "workers": workers,
@@ -111,7 +114,8 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
         "betas": train.betas,
         "weight_decay": train.weight_decay,
         "clip_norm": train.clip_norm,
-        "deepspeed": deepspeed_config(train, workers, schedule.micro_batch, "cpu"),
+        "deepspeed": deepspeed_config(train, workers, "cpu")
+        | {"train_batch_size": train.global_batch, "train_micro_batch_size_per_gpu": train.global_batch // workers},
     }
 
 

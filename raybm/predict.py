@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +18,17 @@ from raybm.core.storage import Storage
 from raybm.data.delimited import Csv, Tsv
 from raybm.data.execution import batches, from_items
 from raybm.data.files import File, expand
-from raybm.data.frame import STANDARD
+from raybm.data.frame import schema
 from raybm.data.jsonl import Jsonl
 from raybm.data.reading import Facts, Wanted, frames
 from raybm.data.source import Source
 from raybm.data.text import Text
+from raybm.engines.offline import generated, request
 from raybm.engines.transformers.spec import Transformers
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raybm.engines.protocol import GenerateRequest, Generates
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +58,7 @@ def predict(
 
     signature = infer_signature(resolve(ref, storage))
     source = _source(str(file), signature, columns or {})
-    extra = tuple(name for name in source.columns if name not in STANDARD)
-    wanted = Wanted(extra=extra, groups=tuple((name,) for name in signature.inputs))
+    wanted = Wanted(groups=signature.groups(), extra=(*source.columns, "label"))
     files = expand(source.path)
     next(frames(source, 0, 0, files[0], wanted, 1), None)  # missing columns are told before anything starts
     data = from_items([(number, found.path, found.bytes) for number, found in enumerate(files)])
@@ -71,7 +67,7 @@ def predict(
         _read, fn_kwargs={"source": source, "wanted": wanted}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
     ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=None, batch_format="pyarrow", **_placement())
     rows = (json.loads(row) for table in batches(data, "predict") for row in table.column("row").to_pylist())
-    return _write(rows, out, signature, extra)
+    return _write(rows, out, signature, wanted.columns)
 
 
 def _source(path: str, signature: Signature, columns: Mapping[str, str]) -> Source:
@@ -143,9 +139,9 @@ class Predictor:
             return
         for start in range(0, len(rows), self.batch * 16):  # several batches, for texts of like length to meet in one
             part = rows[start : start + self.batch * 16]
-            usable = [row for row in part if not row["_bad"] and _needs(row, "text")]
+            usable = [row for row in part if not row["_bad"] and _needs(row, self.engine.signature.groups())]
             if "predicts" in protocols:
-                made = self.engine.predict([{"text": row["text"]} for row in usable])
+                made = self.engine.predict([{name: row[name] for name in self.engine.signature.inputs} for row in usable])
             else:
                 made = [{"embedding": vector.tolist()} for vector in self.engine.embed([row["text"] for row in usable]).vectors]
             for row, answer in zip(usable, made, strict=True):
@@ -153,8 +149,8 @@ class Predictor:
             yield part
 
     def _generated(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        usable = [row for row in rows if not row["_bad"] and _needs(row, "messages", "prompt")]
-        answers = _answers(self.engine, [self._request(row) for row in usable], 2 * self.batch)
+        usable = [row for row in rows if not row["_bad"] and _needs(row, self.engine.signature.groups())]
+        answers = generated(self.engine, [request(row, self.max_tokens) for row in usable], 2 * self.batch)
         places = {id(row): answer for row, answer in zip(usable, answers, strict=True)}
         for start in range(0, len(rows), self.batch):
             part = rows[start : start + self.batch]
@@ -166,49 +162,25 @@ class Predictor:
                         row["_bad"] = str(error)
             yield part
 
-    def _request(self, row: Mapping[str, Any]) -> GenerateRequest:
-        from raybm.engines.protocol import GenerateRequest
 
-        messages = row.get("messages")
-        return GenerateRequest(messages, None if messages else row["prompt"], self.max_tokens, temperature=0.0)
-
-
-def _needs(row: dict[str, Any], *names: str) -> bool:
-    if any(row.get(name) is not None for name in names):
+def _needs(row: dict[str, Any], groups: Sequence[Sequence[str]]) -> bool:
+    if any(all(row.get(name) is not None for name in group) for group in groups):
         return True
-    row["_bad"] = f"no {' or '.join(names)}"
+    row["_bad"] = f"no {' or '.join(' + '.join(group) for group in groups)}"
     return False
-
-
-def _answers(engine: Generates, requests: Sequence[GenerateRequest], at_once: int) -> list[Future[str]]:
-    """The texts, to be waited for; an event loop in a thread of its own keeps `at_once` requests with the engine."""
-    loop, gate = asyncio.new_event_loop(), asyncio.Semaphore(at_once)
-
-    async def answer(request: GenerateRequest) -> str:
-        async with gate:
-            return "".join([delta.text async for delta in engine.generate(request)])
-
-    futures = [asyncio.run_coroutine_threadsafe(answer(request), loop) for request in requests]
-    thread = threading.Thread(target=loop.run_until_complete, args=(_all(futures),), name="answers", daemon=True)
-    thread.start()
-    return futures
-
-
-async def _all(futures: Sequence[Future[str]]) -> None:
-    await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
 
 
 # ---- writing
 
 
-def _write(rows: Iterator[dict[str, Any]], out: Path, signature: Signature, extra: Sequence[str]) -> int:
+def _write(rows: Iterator[dict[str, Any]], out: Path, signature: Signature, columns: Sequence[str]) -> int:
     """Streams the rows into files beside their places, then moves them there."""
     bad_file = out.with_name(f"{out.name}.bad.jsonl")
     parts = {path: path.with_name(f".{path.name}.partial") for path in (out, bad_file)}
     good = bad = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _Sink(parts[out], out.suffix == ".parquet", signature, extra) as sink, parts[bad_file].open("w", encoding="utf-8") as aside:
+        with _Sink(parts[out], out.suffix == ".parquet", signature, columns) as sink, parts[bad_file].open("w", encoding="utf-8") as aside:
             for row in rows:
                 file, line, reason = (row.pop(name) for name in ("_file", "_line", "_bad"))
                 if reason:
@@ -233,15 +205,15 @@ def _write(rows: Iterator[dict[str, Any]], out: Path, signature: Signature, extr
 class _Sink:
     """JSON Lines, or Parquet with the columns that the signature promises."""
 
-    def __init__(self, path: Path, parquet: bool, signature: Signature, extra: Sequence[str]) -> None:
-        self.path, self.parquet, self.signature, self.extra = path, parquet, signature, extra
+    def __init__(self, path: Path, parquet: bool, signature: Signature, columns: Sequence[str]) -> None:
+        self.path, self.parquet, self.signature, self.columns = path, parquet, signature, columns
 
     def __enter__(self) -> _Sink:
         if self.parquet:
             import pyarrow.parquet as pq
 
             self.rows: list[dict[str, Any]] = []
-            self.schema = _schema(self.signature, self.extra)
+            self.schema = _schema(self.signature, self.columns)
             self.writer = pq.ParquetWriter(self.path, self.schema)
         else:
             self.stream = self.path.open("w", encoding="utf-8")
@@ -269,7 +241,7 @@ class _Sink:
             self.stream.close()
 
 
-def _schema(signature: Signature, extra: Sequence[str]) -> pa.Schema:
+def _schema(signature: Signature, columns: Sequence[str]) -> pa.Schema:
     import pyarrow as pa
 
     types: dict[str, Any] = {
@@ -279,6 +251,5 @@ def _schema(signature: Signature, extra: Sequence[str]) -> pa.Schema:
         "text": pa.string(),
         "embedding": pa.list_(pa.float32()),
     }
-    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    inputs = [(name, message if name == "messages" else pa.string()) for name in (*STANDARD, *extra)]
+    inputs = [field for field in schema(columns) if not field.name.startswith("_")]
     return pa.schema([*inputs, *((f"predicted_{name}", types[name]) for name in signature.outputs)])

@@ -111,6 +111,6 @@ def test_a_language_model_goes_on_from_every_line(tmp_path: Path, at: Any, no_ra
     predictor = at("g")
     source = _source(str(file), predictor.engine.signature, {})
     item = json.dumps((0, str(file), file.stat().st_size))
-    [block] = _read(pa.table({"item": [item]}), source, Wanted((), (("messages",), ("prompt",))))
+    [block] = _read(pa.table({"item": [item]}), source, Wanted((("messages",), ("prompt",))))
     rows = [json.loads(row) for made in predictor(pa.table(block)) for row in made["row"]]
     assert [row["prompt"] for row in rows] == ["the dog", "fox", "她说"] and all(row["predicted_text"] for row in rows)

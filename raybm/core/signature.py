@@ -13,17 +13,32 @@ Protocol = Literal["generates", "embeds", "predicts"]
 
 
 class Signature(Spec):
-    problem: Literal["text_classification", "causal_lm", "embedding"]
+    problem: Literal[
+        "text_classification",
+        "token_classification",
+        "question_answering",
+        "regression",
+        "embedding",
+        "image_classification",
+        "image_text",
+        "masked_lm",
+        "seq2seq",
+        "causal_lm",
+    ]
     protocols: tuple[Protocol, ...]
     """Which of the engine protocols the model can answer."""
     inputs: tuple[str, ...]
-    """Columns of a request row: ("text",) or ("messages", "prompt")."""
+    """Columns of a request row, such as ("text",) or ("question", "context"); of ("messages", "prompt") one is enough."""
     outputs: tuple[str, ...]
-    """Columns of an answer row: ("label", "score", "scores"), ("text",), ("embedding",)."""
+    """Columns of an answer row, such as ("label", "score", "scores"), ("text",) or ("embedding",)."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the logits."""
     max_length: int = 512
     """Longest input in tokens; for a language model, the context (prompt and answer)."""
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of inputs of which a row needs one."""
+        return tuple((name,) for name in self.inputs) if "messages" in self.inputs else (self.inputs,)
 
     def write(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.canonical(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from raybm.core.spec import Check
-from raybm.data.frame import STANDARD
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class BinLabels(Step):
     )
 
     def needs(self) -> tuple[str, ...]:
-        return () if self.column in STANDARD else (self.column,)
+        return (self.column,)
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         import numpy as np

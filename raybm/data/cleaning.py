@@ -129,15 +129,25 @@ def _finish(frame: pd.DataFrame, name: str, plan: Plan) -> dict[str, Any]:
         "units": [],
     }
     splits = _splits(rows, plan)
-    columns = (*dict.fromkeys(name for group in plan.wanted.groups for name in group), *plan.wanted.extra)
+    columns = plan.wanted.columns
     for split in sorted(set(splits)):
         chosen = rows[splits == split]
         write_parquet(_arrow(chosen, schema(columns, inner=True)), plan.storage, f"staged/{split}/{name}.parquet")
         report["rows"][split] = len(chosen)
         report["units"].append(asdict(Unit(split, name, int(content(chosen).str.len().sum()))))
         if split == "train":
-            report["labels"] = Counter(label for label in chosen["label"].tolist() if label is not None)
+            report["labels"] = _labels(chosen)
     return report
+
+
+def _labels(rows: pd.DataFrame) -> Counter[str]:
+    """Of every label, how often it stands in `label`, `labels` or `tags`."""
+    counted: Counter[str] = Counter()
+    for name in ("label", "labels", "tags"):
+        if name in rows:
+            for value in rows[name].tolist():
+                counted.update([value] if isinstance(value, str) else value or [])
+    return counted
 
 
 def _unusable(rows: pd.DataFrame, wanted: Wanted) -> Any:
@@ -161,7 +171,7 @@ def _unusable(rows: pd.DataFrame, wanted: Wanted) -> Any:
 
 
 def _filled(value: Any) -> bool:
-    return bool(value.strip()) if isinstance(value, str) else value is not None and len(value) > 0
+    return bool(value.strip()) if isinstance(value, str) else value is not None
 
 
 def _splits(rows: pd.DataFrame, plan: Plan) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from raybm.data.frame import CONTENT, STANDARD, joined
+from raybm.data.frame import CONTENT, joined
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ class ExactDedup(Step):
 
     kind: Literal["exact_dedup"] = "exact_dedup"
     columns: tuple[str, ...] = ()
-    """Default: the text of the row (`text`, `messages`, or `prompt` and `completion`), whatever its label."""
+    """Default: all content of the row (texts, messages, tokens, image), whatever its label."""
 
     GROUPED: ClassVar[bool] = True
 
     def needs(self) -> tuple[str, ...]:
-        return tuple(name for name in self.columns if name not in STANDARD)
+        return self.columns
 
     def key(self, frame: pd.DataFrame) -> Any:
         return joined(frame, self.columns or CONTENT)

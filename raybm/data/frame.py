@@ -1,6 +1,6 @@
 """The shape of rows between reader, steps and Parquet.
 
-Standard columns hold str or None, `messages` a list of {"role", "content"}. Beside them:
+Standard columns hold str or None, those in LISTS a list of str, `messages` a list of {"role", "content"}. Beside them:
 `_source`, `_index`, `_row`   number of the source, of the file in it, and of the row in that: the order of rows
 `_file`, `_line`              where the row stands, for people
 `_bad`                        why it cannot be used, or ""
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-STANDARD = ("text", "label", "messages", "prompt", "completion")
-CONTENT = ("text", "messages", "prompt", "completion")
+TEXTS = ("text", "prompt", "completion", "question", "context", "answer", "anchor", "positive", "chosen", "rejected")
+LISTS = ("tokens", "labels", "tags")
+STANDARD = (*TEXTS, "messages", *LISTS, "label", "image")
+CONTENT = (*TEXTS, "messages", "tokens", "image")
 ORDER = ["_source", "_index", "_row"]
 
 
@@ -29,7 +31,8 @@ def schema(columns: Sequence[str], inner: bool = False) -> pa.Schema:
     import pyarrow as pa
 
     message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    fields = [(name, message if name == "messages" else pa.string()) for name in columns]
+    kinds = {"messages": message} | dict.fromkeys(LISTS, pa.list_(pa.string()))
+    fields = [(name, kinds.get(name, pa.string())) for name in columns]
     fields += [("_file", pa.string()), ("_line", pa.int64())]
     if inner:
         fields += [("_source", pa.int32()), ("_index", pa.int32()), ("_row", pa.int64()), ("_bad", pa.string()), ("_drop", pa.string())]
@@ -46,14 +49,14 @@ def mapped(column: Any, function: Callable[[Any], Any]) -> Any:
 def joined(frame: pd.DataFrame, columns: Sequence[str]) -> Any:
     """One string a row: the values of these columns, without ambiguity. Series of str."""
     present = [name for name in columns if name in frame]
-    parts = [(mapped(frame[name], _canonical) if name == "messages" else frame[name]).fillna("") for name in present]
+    parts = [(mapped(frame[name], _canonical) if name in ("messages", *LISTS) else frame[name]).fillna("") for name in present]
     if len(parts) == 1:
         return parts[0]
     return frame.index.to_series().astype(str) if not parts else sum((part + "\x1f" for part in parts[1:]), parts[0] + "\x1f")
 
 
-def _canonical(messages: Any) -> str:
-    return json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
+def _canonical(value: Any) -> str:
+    return json.dumps([[v["role"], v["content"]] if isinstance(v, dict) else v for v in value], ensure_ascii=False)
 
 
 def content(frame: pd.DataFrame) -> Any:
@@ -83,4 +86,6 @@ def texts(row: Mapping[str, Any]) -> list[str]:
     """Everything in a row that a tokenizer should see."""
     messages = row.get("messages")
     spoken = [] if messages is None else [message["content"] for message in messages]
-    return [value for value in (row.get("text"), row.get("prompt"), row.get("completion"), *spoken) if value]
+    tokens = row.get("tokens")
+    joined = [] if tokens is None else [" ".join(tokens)]
+    return [value for value in (*(row.get(name) for name in TEXTS), *spoken, *joined) if value]

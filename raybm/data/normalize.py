@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any, Literal
 
-from raybm.data.frame import mapped
+from raybm.data.frame import TEXTS, mapped
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Normalize(Step):
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         changed: dict[str, Any] = {}
-        for name in ("text", "prompt", "completion", "label"):
+        for name in (*TEXTS, "label"):
             if name in frame:
                 changed[name] = mapped(frame[name], self.clean)
         if "messages" in frame:

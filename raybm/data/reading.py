@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from raybm.core.errors import DataError
 from raybm.data.files import File, open_file
-from raybm.data.frame import STANDARD
+from raybm.data.frame import LISTS
 from raybm.data.source import Row, Source
 
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which columns a job reads beside the standard ones, and which groups of columns make a row usable (one is enough)."""
+    """Which columns a job reads: groups of them that make a row usable (one is enough), and what steps need or make beside them."""
 
-    extra: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
+    extra: tuple[str, ...] = ()
     produced: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*STANDARD, *self.extra)
+        return tuple(dict.fromkeys((*chain.from_iterable(self.groups), *self.extra, *self.produced)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _standard(row: Row, names: Mapping[str, Any]) -> dict[str, Any]:
         value = row.get(column)
         if value is None:
             continue
-        value, reason = _messages(value) if name == "messages" else _string(value)
+        value, reason = _messages(value) if name == "messages" else _strings(value) if name in LISTS else _string(value)
         if reason:
             return {"_bad": f"{column}: {reason}"}
         made[name] = value
@@ -157,6 +158,19 @@ def _string(value: Any) -> tuple[str | None, str]:
     elif not isinstance(value, str):
         return None, f"a {type(value).__name__} instead of text"
     return (None, "not UTF-8") if SURROGATE.search(value) else (value, "")
+
+
+def _strings(value: Any) -> tuple[list[str] | None, str]:
+    if isinstance(value, str):  # a JSON list in a CSV cell
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None, "not a list"
+    if not isinstance(value, list):
+        return None, "not a list"
+    made = [_string(part) for part in value]
+    reason = next((reason for _, reason in made if reason), "")
+    return (None, reason) if reason else ([str(part) for part, _ in made], "")
 
 
 def _messages(value: Any) -> tuple[list[dict[str, str]] | None, str]:

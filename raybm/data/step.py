@@ -20,7 +20,7 @@ class Step(Spec):
     """Whether rows with equal `key` must meet in one frame; such a frame is in the order of sources, files and rows."""
 
     def needs(self) -> tuple[str, ...]:
-        """Columns other than the standard ones that it reads."""
+        """Columns that it cannot work without."""
         return ()
 
     def key(self, frame: pd.DataFrame) -> Any:

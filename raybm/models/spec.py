@@ -37,6 +37,19 @@ class TokenizerSpec(Spec):
     """Fold the text to lower case first."""
 
 
+class LoraSpec(Spec):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained instead of the weights and merged into them at the end."""
+
+    rank: PositiveInt = 8
+    """Of the two factors."""
+    alpha: PositiveInt = 16
+    """What the adapters add is scaled by alpha ÷ rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Before the adapters, in training."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Ends of the names of the layers that get adapters, such as [q_proj, v_proj]."""
+
+
 class ModelSpec(Spec):
     """Which model the job starts from."""
 
@@ -49,7 +62,22 @@ class ModelSpec(Spec):
     tokenizer: TokenizerSpec | None = None
     """Train a tokenizer on the job's text, for `scratch:` models. Default: the one that comes with the model."""
 
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of all dropout layers. Default: the model's own."""
+    lora: LoraSpec | None = None
+    """Train adapters only."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names that stay as they are, such as ["bert.embeddings.*", "*.layer.[0-3].*"]."""
+
     CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("lora", "ref"),
+            lambda lora, ref: (
+                ("a model from scratch has no weights for adapters to adapt.", "Drop `model.lora`.")
+                if lora and ref.startswith("scratch:")
+                else None
+            ),
+        ),
         Check(
             ("config", "ref"),
             lambda config, ref: (

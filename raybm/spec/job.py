@@ -76,7 +76,9 @@ class EvaluateSpec(Spec):
     batch: PositiveInt = 64
     """Rows in one forward pass."""
     baseline: bool = True
-    """Score a linear TF-IDF model on the same split too (classification)."""
+    """Score a simple model on the same split too (for classification a linear one over TF-IDF), where the task has one."""
+    max_tokens: PositiveInt = 128
+    """Longest answer, in tokens, where answers are generated."""
 
 
 def _comparison(rule: str) -> str:
@@ -117,7 +119,9 @@ class JobSpec(Spec):
     publish: PublishSpec | None = None
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(("train.global_batch", "train.micro_batch", "resources.workers"), lambda *values: _batches(*values)),
+        Check(("train.global_batch", "train.micro_batch", "train.micro_tokens", "resources.workers"), lambda *values: _batches(*values)),
+        Check(("train.micro_tokens", "model.max_length"), lambda *values: _micro_tokens(*values)),
+        Check(("train.schedule", "data.split.validation", "data.sources"), lambda *values: _plateau(*values)),
         Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
         Check(("data.sources", "task"), lambda *values: _columns(*values)),
         Check(("data.split.validation", "data.sources", "train.early_stopping"), lambda *values: _validation(*values)),
@@ -125,11 +129,23 @@ class JobSpec(Spec):
     )
 
 
-def _batches(total: int, micro: int | None, workers: int) -> tuple[str, str] | None:
-    if total % (workers * (micro or 1)):
+def _batches(total: int, micro: int | None, tokens: int | None, workers: int) -> tuple[str, str] | None:
+    if tokens is None and total % (workers * (micro or 1)):
         what = f"{total} samples cannot be dealt to {workers} workers" + (f" in micro-batches of {micro}." if micro else ".")
         unit = workers * (micro or 1)
         return what, f"Use a multiple of {unit}, such as {max(unit, round(total / unit) * unit)}."
+    return None
+
+
+def _micro_tokens(tokens: int | None, longest: int) -> tuple[str, str] | None:
+    if tokens is not None and tokens < longest:
+        return f"a row of {longest} tokens does not fit into {tokens}.", "Raise train.micro_tokens or lower model.max_length."
+    return None
+
+
+def _plateau(schedule: str, share: float, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:
+    if schedule == "plateau" and not share and not any(source.split == "validation" for source in sources):
+        return "the plateau schedule needs a validation split.", "Give it a share, or a source with `split: validation`."
     return None
 
 
@@ -143,12 +159,13 @@ def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | 
 
 
 def _columns(sources: tuple[SourceSpec, ...], task: TaskSpec) -> tuple[str, str] | None:
-    known = {name for group in task.COLUMNS for name in group}
+    groups = task.columns()
+    known = {name for group in groups for name in group}
     for source in sources:
         given = set(source.columns)
         if given and not given & known:
             return (
-                f"{source.path} maps {', '.join(sorted(given))}, and {task.kind} needs {' or '.join(' + '.join(g) for g in task.COLUMNS)}.",
+                f"{source.path} maps {', '.join(sorted(given))}, and {task.kind} needs {' or '.join(' + '.join(g) for g in groups)}.",
                 "Map those.",
             )
     return None

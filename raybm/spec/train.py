@@ -15,8 +15,40 @@ BUCKET = {"cpu": 5_000_000, "cuda": 200_000_000}
 class ZeroSpec(Spec):
     """DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054)."""
 
-    stage: Literal[0, 1, 2, 3] = 2
-    """0: replicas; 1: optimiser states are sharded; 2: gradients too; 3: weights too."""
+    stage: Literal[0, 1, 2, 3, "auto"] = 2
+    """0: replicas; 1: optimiser states are sharded; 2: gradients too; 3: weights too; auto: the lowest with which `raybm plan` says that
+    the job fits, with the largest micro-batch."""
+    offload_optimizer: Literal["cpu", "nvme"] | None = None
+    """Keep optimiser states (and do the step) in the host's memory, or on its disk (ZeRO-Offload, arXiv:2101.06840; ZeRO-Infinity,
+    arXiv:2104.07857)."""
+    offload_parameters: Literal["cpu", "nvme"] | None = None
+    """Keep weights there too; stage 3."""
+    nvme_path: str | None = None
+    """Folder on a fast local disk, for nvme."""
+    quantized_weights: bool = False
+    """ZeRO++ (arXiv:2306.10209): gather weights as int8; stage 3 on GPUs."""
+    quantized_gradients: bool = False
+    """ZeRO++: reduce gradients as int4; stage 3 on GPUs."""
+    secondary_partition: PositiveInt | None = None
+    """ZeRO++: GPUs of a node, each of which also keeps a shard of the weights, so that backward passes gather within the node."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(("offload_optimizer", "stage"), lambda device, stage: _needs_stage("offloading the optimiser", device, stage, 1)),
+        Check(("offload_parameters", "stage"), lambda device, stage: _needs_stage("offloading the weights", device, stage, 3)),
+        Check(("quantized_weights", "stage"), lambda on, stage: _needs_stage("gathering quantised weights", on, stage, 3)),
+        Check(("quantized_gradients", "stage"), lambda on, stage: _needs_stage("reducing quantised gradients", on, stage, 3)),
+        Check(("secondary_partition", "stage"), lambda on, stage: _needs_stage("a secondary partition", on, stage, 3)),
+        Check(
+            ("nvme_path", "offload_optimizer", "offload_parameters"),
+            lambda path, *devices: ("nvme needs a folder.", "Set nvme_path.") if "nvme" in devices and not path else None,
+        ),
+    )
+
+
+def _needs_stage(what: str, on: object, stage: int | str, least: int) -> tuple[str, str] | None:
+    if on and stage != "auto" and int(stage) < least:
+        return f"{what} needs ZeRO stage {least}, and the stage is {stage}.", f"Set stage: {least}" + (" or higher." if least < 3 else ".")
+    return None
 
 
 class EarlyStopping(Spec):
@@ -48,20 +80,44 @@ class TrainSpec(Spec):
     """Samples an optimiser step, over all workers and accumulation."""
     micro_batch: PositiveInt | None = None
     """Samples a forward pass on one worker. Default: global_batch ÷ workers."""
+    micro_tokens: PositiveInt | None = None
+    """Tokens of a forward pass on one worker, padding included, instead of `micro_batch`: rows of like length go together, as many
+    as fit."""
+    length_buckets: bool = False
+    """Draw a step's rows from those of like length (of 50 steps at a time), so that little is padded. Short and long rows
+    then stand in different steps."""
+    optimizer: Literal["adamw", "sgd", "lion", "adafactor", "muon"] = "adamw"
+    """Adafactor and Muon look at whole matrices, which ZeRO's shards are not: they need zero.stage 0."""
     lr: PositiveFloat = 5e-5
     """The highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.01
-    """AdamW's decoupled decay; biases and norms are exempt."""
+    """Decoupled decay; biases and norms are exempt."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """AdamW's decay rates of the mean and the square of the gradients."""
+    """Decay rates of the mean and the square of the gradients (AdamW; Lion's two; SGD's momentum is the first)."""
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer's rate is this share of the one above it; the head's is `lr`."""
+    l1: NonNegativeFloat = 0.0
+    """Weight of the sum of all weights' sizes in the loss; below ZeRO stage 3."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.06
     """Share of the steps over which the learning rate rises from 0."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after warm-up (to 0)."""
+    schedule: Literal["linear", "cosine", "constant", "wsd", "inverse_sqrt", "plateau"] = "linear"
+    """How the learning rate falls after warm-up: to `min_lr_share` in a line or a cosine; not at all; wsd: only over the last `decay`
+    of the steps; inverse_sqrt: with the root of the step; plateau: halved when the validation loss has not fallen twice in a row."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the steps over which wsd lets the rate fall."""
+    min_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What is left of `lr` at the end (linear, cosine, wsd)."""
     clip_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this global norm."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 halves weights and activations and keeps fp32 master weights in the optimiser."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 halve weights and activations and keep fp32 master weights in the optimiser; fp16 (for GPUs without bf16) scales the
+    loss by what its gradients bear."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third more work."""
+    compile: bool = False
+    """Compile the model by torch.compile; the first steps take minutes."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is what is validated and published."""
     zero: ZeroSpec = ZeroSpec()
     validate_every_steps: PositiveInt | None = None
     """Optimiser steps between two looks at the validation split. Default: an epoch's."""
@@ -78,9 +134,27 @@ class TrainSpec(Spec):
         Check(
             ("precision", "zero.stage"),
             lambda precision, stage: (
-                ("bf16 without ZeRO has no fp32 master weights and drifts.", "Use zero.stage 1, 2 or 3, or fp32.")
-                if precision == "bf16" and stage == 0
+                (f"{precision} without ZeRO has no fp32 master weights and drifts.", "Use zero.stage 1, 2 or 3, or fp32.")
+                if precision != "fp32" and stage == 0
                 else None
             ),
+        ),
+        Check(
+            ("optimizer", "zero.stage"),
+            lambda optimizer, stage: (
+                (f"{optimizer} looks at whole matrices, and ZeRO stage {stage} gives it flat shards.", "Set zero.stage: 0, or take adamw.")
+                if optimizer in ("adafactor", "muon") and stage != 0
+                else None
+            ),
+        ),
+        Check(
+            ("l1", "zero.stage"),
+            lambda l1, stage: (
+                ("ZeRO stage 3 has no whole weights to sum up.", "Use a lower stage.") if l1 and stage in (3, "auto") else None
+            ),
+        ),
+        Check(
+            ("micro_tokens", "micro_batch"),
+            lambda tokens, rows: ("micro_batch and micro_tokens exclude each other.", "Keep one.") if tokens and rows else None,
         ),
     )

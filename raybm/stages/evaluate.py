@@ -21,6 +21,7 @@ from raybm.core.context import Context
 from raybm.core.errors import Cancelled, DataError
 from raybm.core.spec import Spec
 from raybm.data.execution import batches, from_items
+from raybm.engines.offline import ask
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import ModelSpec
 from raybm.spec.job import EvaluateSpec
@@ -65,7 +66,7 @@ class Tally:
 
     def add(self, report: Mapping[str, Any]) -> None:
         self.loss += report.get("loss", 0.0)
-        self.correct += report.get("correct", 0.0)
+        self.correct += report.get("correct") or 0.0
         self.units += report.get("units", 0)
         self.rows += report.get("rows", [])
         self.predictions += report.get("predictions", [])
@@ -82,8 +83,8 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     tallies = _measure(view, prepared, trained, labels, splits, context)
     scored = {split: _scores(task, tally, labels, dataset["rows"][split]) for split, tally in tallies.items()}
     result = _by_split(scored)
-    if labels and view.evaluate.baseline:
-        result["baseline"] = _by_split(_baseline(view, prepared, tallies, labels))
+    if view.task.PREDICTS and view.evaluate.baseline and (beside := _baseline(view, prepared, tallies, labels)):
+        result["baseline"] = _by_split(beside)
     out.storage.write("evaluation.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     _write_predictions(out, tallies)
     _tell(view, result, context)
@@ -94,7 +95,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
 def _measure(
     view: View, prepared: Artifact, trained: Artifact, labels: Sequence[str], splits: Sequence[str], context: Context
 ) -> dict[str, Tally]:
-    predicts = view.task.build().predict_rows([]) is not None
+    predicts = view.task.PREDICTS
     items = [("predict", split, key) for split in splits for key in prepared.storage.keys(f"rows/{split}") if predicts]
     # Of a slice that is predicted on, the loss is left out: it would take as long again and says less than the scores.
     items += [
@@ -157,7 +158,8 @@ class Evaluator:
     @cached_property
     def engine(self) -> Any:
         self._use_the_cpus_given()
-        return Transformers(max_batch=self.view.evaluate.batch).build(self.trained.folder("model"))
+        batch = self.view.evaluate.batch
+        return Transformers(max_batch=batch, max_waiting=2 * batch).build(self.trained.folder("model"))
 
     @cached_property
     def model(self) -> tuple[Any, Any, Any]:
@@ -180,7 +182,10 @@ class Evaluator:
     def _predict(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for start in range(0, len(rows), REPORT_ROWS):
             part = rows[start : start + REPORT_ROWS]
-            yield {"rows": part, "predictions": self.engine.predict(self.task.predict_rows(part))}
+            yield {"rows": part, "predictions": self.task.predict(part, self._ask)}
+
+    def _ask(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return ask(self.engine, rows, self.view.evaluate.batch, self.view.evaluate.max_tokens)
 
     def _loss(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         import torch
@@ -190,19 +195,24 @@ class Evaluator:
             batch = {name: tensor.to(device) for name, tensor in self.task.collate(part, tokenizer).items()}
             with torch.inference_mode():
                 loss = self.task.loss(model, batch)
-            yield {"loss": float(loss.total), "correct": float(loss.correct), "units": int(self.task.units(batch))}
+            correct = None if loss.correct is None else float(loss.correct)
+            yield {"loss": float(loss.total), "correct": correct, "units": int(self.task.units(batch))}
 
 
 def _passes(rows: Sequence[Mapping[str, Any]], batch: int) -> Iterator[list[Mapping[str, Any]]]:
     """Rows of like length together, within `batch` rows and PASS_TOKENS padded tokens."""
     part: list[Mapping[str, Any]] = []
-    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
-        if part and (len(part) == batch or len(part[0]["input_ids"]) * (len(part) + 1) > PASS_TOKENS):
+    for row in sorted(rows, key=_length, reverse=True):
+        if part and (len(part) == batch or _length(part[0]) * (len(part) + 1) > PASS_TOKENS):
             yield part
             part = []
         part.append(row)
     if part:
         yield part
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return len(row.get("input_ids", (0,)))
 
 
 # ---- from sums and predictions to scores
@@ -230,28 +240,24 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _baseline(view: View, prepared: Artifact, tallies: Mapping[str, Tally], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A linear model over TF-IDF of words and pairs of words, trained on the same rows: what a model of ours has to beat.
-    A CJK character counts as a word, since nothing parts the words there."""
+    """The task's simple model, trained on the same rows and scored on the same splits; {} where the task has none."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.svm import LinearSVC
 
     task = view.task.build()
     files = [io.BytesIO(prepared.storage.read(key)) for key in prepared.storage.keys("rows/train")]
-    train = pa.concat_tables([pq.read_table(file, columns=["text", "label"]) for file in files])
+    train = pa.concat_tables([pq.read_table(file) for file in files])
     if len(train) > BASELINE_ROWS:
         train = train.take(np.sort(np.random.default_rng(view.seed).choice(len(train), BASELINE_ROWS, replace=False)))
-    words = {"token_pattern": r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+", "ngram_range": (1, 2), "sublinear_tf": True}
-    model = make_pipeline(TfidfVectorizer(**words), LinearSVC(random_state=view.seed))
-    model.fit(train.column("text").to_pylist(), train.column("label").to_pylist())
-    scored = {}
-    for split, tally in tallies.items():
-        said = model.predict([row["text"] for row in tally.rows])
-        scored[split] = {"rows": len(tally.rows)} | task.score([{"label": label} for label in said], tally.rows, labels)
-    return scored
+    predict = task.baseline(train.to_pylist(), labels, view.seed)
+    if predict is None:
+        return {}
+    return {
+        split: {"rows": len(tally.rows)} | task.score(predict(tally.rows), tally.rows, labels)
+        for split, tally in tallies.items()
+        if tally.rows
+    }
 
 
 def _write_predictions(out: Artifact, tallies: Mapping[str, Tally]) -> None:
@@ -277,7 +283,7 @@ def _tell(view: View, result: Mapping[str, Any], context: Context) -> None:
     for name, (scores, beside) in named.items():
         if scores:
             shown = [
-                f"{metric} {scores[metric]:.4g}" + (f" (linear {beside[metric]:.4g})" if beside and metric in beside else "")
+                f"{metric} {scores[metric]:.4g}" + (f" (baseline {beside[metric]:.4g})" if beside and metric in beside else "")
                 for metric in view.task.METRICS
                 if metric in scores
             ]

@@ -151,7 +151,7 @@ def _clean(view: View, files: Sequence[tuple[File, ...]], storage: Storage, cont
         segments=tuple(steps[start:end] for start, end in pairwise(edges)),
         wanted=Wanted(
             extra=tuple(sorted({name for step in steps for name in step.needs()})),
-            groups=view.task.COLUMNS,
+            groups=view.task.columns(),
             produced=tuple(name for step in steps for name in step.PRODUCES),
         ),
         validation=view.data.split.validation,
@@ -201,36 +201,36 @@ def _encode(
 
     transformers_logging.set_verbosity_error()  # "sequence longer than the model's maximum": the task cuts it afterwards
     task = spec.build()
-    types = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
     for item in table.column("item").to_pylist():
         for unit in json.loads(item):
             split, key = unit["split"], f"{unit['split']}/{unit['name']}.parquet"
             staged = pq.read_table(pa.BufferReader(storage.read(f"staged/{key}")))
             rows = staged.to_pylist()
-            encoded: list[dict[str, Any]] = []
-            reasons: dict[int, str] = {}
-            for places in _apart(rows):
-                made = task.encode([rows[place] for place in places], tokenizer, labels, max_length)
-                encoded += [row for row in made if "_bad" not in row]
-                if len(made) == len(places):  # else the task packs, and no row is bad by itself
-                    reasons |= {place: row["_bad"] for place, row in zip(places, made, strict=True) if "_bad" in row}
+            made = task.encode(rows, tokenizer, labels, max_length)
+            reasons = {place: row["_bad"] for place, row in enumerate(made) if "_bad" in row}
+            encoded = task.pack([row for row in made if "_bad" not in row], max_length)
             places_kept = pa.array([place for place in range(len(rows)) if place not in reasons], pa.int64())
             kept = staged.take(places_kept).drop_columns([*ORDER, "_bad", "_drop"])
             if len(kept):
                 write_parquet(kept, storage, f"rows/{key}")
             if encoded:
-                write_parquet(pa.table({name: [row[name] for row in encoded] for name in types.names}, types), storage, f"encoded/{key}")
+                write_parquet(_numbers(encoded), storage, f"encoded/{key}")
             bad = [[*(rows[place][name] for name in (*ORDER, "_file", "_line")), reason] for place, reason in sorted(reasons.items())]
-            tokens = sum(len(row["input_ids"]) for row in encoded)
+            tokens = sum(len(row.get("input_ids", ())) for row in encoded)
             report = {"rows": {split: len(kept)}, "tokens": {split: tokens}, "bad": bad, "bad_count": len(bad)}
             yield pa.table({"report": [json.dumps(report)]})
 
 
-def _apart(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:
-    """Places of the rows with text, which a task may pack, and of the others, which are encoded one by one."""
-    running = [place for place, row in enumerate(rows) if row.get("text")]
-    others = [place for place, row in enumerate(rows) if not row.get("text")]
-    return (places for places in (running, others) if places)
+def _numbers(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Encoded rows as lists of int32, float32 or uint8, as their columns hold ints, floats or arrays of bytes."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in rows[0]:
+        column = pa.array([row[name] for row in rows])
+        kind = column.type.value_type
+        columns[name] = column.cast(pa.list_(pa.float32() if pa.types.is_floating(kind) else kind if kind == pa.uint8() else pa.int32()))
+    return pa.table(columns)
 
 
 def _texts(storage: Storage) -> Iterator[str]:

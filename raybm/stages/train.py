@@ -6,9 +6,9 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 from pydantic import PositiveInt
@@ -18,7 +18,7 @@ from raybm.core.context import Context
 from raybm.core.errors import RaybmError, StorageError, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
-from raybm.models.spec import ModelSpec
+from raybm.models.spec import LoraSpec, ModelSpec
 from raybm.spec.train import TrainSpec
 from raybm.tasks import TaskSpec
 
@@ -28,6 +28,8 @@ CODE = ("core", "models", "tasks", "training", "spec/train.py", "stages/train.py
 ON_RAY = True
 outside = None
 POLL_S = 0.5
+
+T = TypeVar("T")
 
 
 class View(Spec):
@@ -42,12 +44,14 @@ class View(Spec):
 def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raybm.training import checkpoint
 
     resources = context.resources
     on_gpu = resources.gpus_per_worker > 0
-    sink = ray.remote(num_cpus=0, max_concurrency=4)(EventSink).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    sink = ray.remote(num_cpus=0, scheduling_strategy=here)(EventSink).remote()
     filesystem, place = out.storage.arrow("ray_train")
     trainer = TorchTrainer(
         worker,
@@ -171,7 +175,8 @@ def _rank(config: dict[str, Any]) -> None:
     from transformers import logging as transformers_logging
 
     from raybm import ops
-    from raybm.training import loop
+    from raybm.models.adapters import adapt
+    from raybm.training import loop, zero
     from raybm.training.batches import open_rows
 
     transformers_logging.set_verbosity_error()
@@ -182,41 +187,78 @@ def _rank(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         ops.use()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    tokenizer = AutoTokenizer.from_pretrained(prepared.folder("tokenizer"))
+    processor = AutoTokenizer.from_pretrained(prepared.folder("tokenizer"))
     task = view.task.build()
+    zero.check_device(view.train, device.type)
+    start = _agreed(lambda: _start(view, config["storage"]))
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
-    model = _model(view, task, dataset["labels"], tokenizer, config["storage"]).to(device)
+    with zero.sharded_from_the_start(view.train, view.workers, device.type):
+        model = task.model(*start, dataset["labels"], processor)
+    adapt(model, view.model)
+    model.to(device)
     splits = {split: open_rows(prepared, split) for split in ("train", "validation")}
 
     def emit(kind: str, **fields: Any) -> None:
         if rank == 0:
             sink.push.remote(kind, fields)
 
-    engine, summary = loop.train(task, model, tokenizer, splits, view.train, view.seed, out.storage, emit)
+    engine, summary = loop.train(task, model, processor, splits, view.train, view.seed, out.storage, emit)
     state = loop.export(engine)
     if state is not None:
+        if view.model.lora is not None:
+            model, state = _merged(task.model(*start, dataset["labels"], processor), state, view.model.lora)
         model.config.use_cache = True
-        _save(model, state, tokenizer, task.signature(dataset["labels"], view.model.max_length), out.storage)
-        ray.get(sink.finish.remote(summary | {"parameters": model.num_parameters()}), timeout=60)
+        _save(model, state, processor, task.signature(dataset["labels"], view.model.max_length), out.storage)
+        ray.get(sink.finish.remote(summary | {"parameters": sum(weight.numel() for weight in state.values())}), timeout=60)
     dist.barrier()
 
 
-def _model(view: View, task: Any, labels: list[str], tokenizer: Any, storage: Storage) -> Any:
+def _start(view: View, storage: Storage) -> tuple[Path | None, dict[str, Any]]:
+    """Where the weights come from: a folder on this node, or the config of a new model."""
     scheme, _, rest = view.model.ref.partition(":")
     if scheme == "scratch":
-        return task.model(None, {"model_type": rest, **view.model.config}, labels, tokenizer)
+        return None, {"model_type": rest, **view.model.config}
     from raybm.models.references import resolve
 
-    return task.model(resolve(view.model.ref, storage), {}, labels, tokenizer)
+    return resolve(view.model.ref, storage), {}
 
 
-def _save(model: Any, state: dict[str, Any], tokenizer: Any, signature: Any, storage: Storage) -> None:
+def _agreed(work: Callable[[], T]) -> T:
+    """What `work` gives on this rank, once it went well on all; else the first rank's error on all, so that none waits for another
+    that has left. Collective."""
+    import torch.distributed as dist
+
+    made: T | None = None
+    failure: RaybmError | None = None
+    try:
+        made = work()
+    except RaybmError as error:
+        failure = error
+    failures: list[RaybmError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for failed in failures:
+        if failed is not None:
+            raise failed
+    return cast(T, made)
+
+
+def _merged(model: Any, state: dict[str, Any], lora: LoraSpec) -> tuple[Any, dict[str, Any]]:
+    """The plain model with the trained adapters in its weights."""
+    from raybm.models.adapters import tuner
+
+    handle = tuner(model, lora)
+    model.load_state_dict(state)
+    plain = handle.merge_and_unload()
+    return plain, plain.state_dict()
+
+
+def _save(model: Any, state: dict[str, Any], processor: Any, signature: Any, storage: Storage) -> None:
     """The folder that `from_pretrained` loads, with the signature beside the weights."""
     with tempfile.TemporaryDirectory(prefix="raybm-model-") as temporary:
         folder = storage.local("model") or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
         signature.write(folder)
         if storage.local("model") is None:
             storage.upload(folder, "model")

@@ -1,13 +1,13 @@
 """Which rows a rank sees at which step.
 
-The order is a pure function of seed, epoch and step, so a resumed run sees what an undisturbed one would have seen.
+The order is a pure function of seed, epoch, step and the rows' lengths, so a resumed run sees what an undisturbed one would have seen.
 Rows are read from Arrow files that the ranks of a node share through the page cache: no rank holds the data set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from raybm.core.artifact import Artifact
 
 CACHE = "~/.raybm/cache/rows"
 LOCK_TIMEOUT_S = 1800.0
+BUCKET_STEPS = 50  # whose rows are sorted by length together (as transformers' group_by_length)
+
+Lengths = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Rows:
-    """Random access to the encoded rows of a split; memory-mapped, every column a list of integers."""
+    """Random access to the encoded rows of a split; memory-mapped, every column a list of numbers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,6 +45,14 @@ class Rows:
     def __len__(self) -> int:
         return max((len(offsets) - 1 for offsets, _ in self._columns.values()), default=0)
 
+    @cached_property
+    def lengths(self) -> Lengths:
+        """Tokens of each row; 1 where rows are no sequences."""
+        if "input_ids" not in self._columns:
+            return np.ones(len(self), np.int64)
+        lengths: Lengths = np.diff(self._columns["input_ids"][0]).astype(np.int64)
+        return lengths
+
     def take(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [{name: values[offsets[i] : offsets[i + 1]] for name, (offsets, values) in self._columns.items()} for i in indices]
 
@@ -53,9 +64,10 @@ def open_rows(prepared: Artifact, split: str) -> Rows:
     with FileLock(f"{target}.lock", timeout=LOCK_TIMEOUT_S):
         if not target.exists():
             filesystem, folder = prepared.storage.arrow(f"encoded/{split}")
-            found = bool(prepared.storage.keys(f"encoded/{split}"))
-            table = pq.read_table(folder, filesystem=filesystem, columns=["input_ids", "labels"]) if found else _empty()
-            lists = pa.table({name: table[name].combine_chunks().cast(pa.large_list(pa.int32())) for name in table.column_names})
+            table = pq.read_table(folder, filesystem=filesystem) if prepared.storage.keys(f"encoded/{split}") else pa.table({})
+            lists = pa.table(
+                {name: table[name].combine_chunks().cast(pa.large_list(table[name].type.value_type)) for name in table.schema.names}
+            )
             partial = target.with_suffix(".partial")
             with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, lists.schema) as writer:
                 writer.write_table(lists.combine_chunks())
@@ -63,39 +75,72 @@ def open_rows(prepared: Artifact, split: str) -> Rows:
     return Rows(target)
 
 
-def _empty() -> pa.Table:
-    return pa.table({name: pa.array([], pa.list_(pa.int32())) for name in ("input_ids", "labels")})
-
-
 class Schedule:
-    """Deals rows to steps, ranks and micro-batches. Steps count from 0 here."""
+    """Deals rows to steps, ranks and micro-batches. Steps count from 0 here.
 
-    def __init__(self, rows: int, global_batch: int, workers: int, micro_batch: int | None, seed: int) -> None:
-        self.rows, self.global_batch, self.workers, self.seed = rows, global_batch, workers, seed
-        self.micro_batch = micro_batch or global_batch // workers
-        self.accumulation = global_batch // (workers * self.micro_batch)
-        self.steps_per_epoch = math.ceil(rows / global_batch)
+    A step's rows are sorted by length and dealt to the ranks in turn, so that rows of like length share a pass and no rank waits
+    for another. The loss is a sum over the whole batch, which does not depend on how it is dealt.
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        global_batch: int,
+        workers: int,
+        seed: int,
+        micro_batch: int | None = None,
+        micro_tokens: int | None = None,
+        buckets: bool = False,
+    ) -> None:
+        self.lengths, self.global_batch, self.workers, self.seed, self.buckets = lengths, global_batch, workers, seed, buckets
+        self.micro_batch, self.micro_tokens = micro_batch or global_batch // workers or 1, micro_tokens
+        self.steps_per_epoch = math.ceil(len(lengths) / global_batch)
 
     def total_steps(self, epochs: float, max_steps: int | None) -> int:
         return max_steps or max(1, math.ceil(epochs * self.steps_per_epoch))
 
     def step(self, step: int, rank: int) -> list[Sequence[int]]:
-        """The rank's micro-batches of a step, as row indices. The last batch of an epoch is smaller and is dealt evenly;
-        a micro-batch may then be empty, so that all ranks make the same number of passes."""
+        """The rank's micro-batches of a step, as row indices. All ranks have the same number of them; where rows do not suffice
+        (the last batch of an epoch), some are empty."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        batch = self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
-        parts = np.array_split(batch, self.workers * self.accumulation)
-        return [parts[micro * self.workers + rank].tolist() for micro in range(self.accumulation)]
+        return self._deal(self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch], rank)
+
+    def everything(self, lengths: Lengths, rank: int) -> list[Sequence[int]]:
+        """The rank's micro-batches of a whole other split, of rows of these lengths."""
+        return self._deal(np.arange(len(lengths)), rank, lengths)
+
+    def _deal(self, rows: Any, rank: int, lengths: Lengths | None = None) -> list[Sequence[int]]:
+        lengths = self.lengths if lengths is None else lengths
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        dealt = [self._passes(rows[other :: self.workers], lengths) for other in range(self.workers)]
+        return (dealt[rank] + [[]] * max(map(len, dealt)))[: max(map(len, dealt))]
+
+    def _passes(self, rows: Any, lengths: Lengths) -> list[Sequence[int]]:
+        """Rows, the longest first, cut into micro-batches."""
+        if self.micro_tokens is None:
+            return [rows[start : start + self.micro_batch].tolist() for start in range(0, len(rows), self.micro_batch)]
+        passes: list[Sequence[int]] = []
+        while len(rows):
+            fit = max(1, self.micro_tokens // max(1, int(lengths[rows[0]])))
+            passes.append(rows[:fit].tolist())
+            rows = rows[fit:]
+        return passes
 
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._permutation = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            random = np.random.default_rng([self.seed, epoch])
+            order = random.permutation(len(self.lengths))
+            self._epoch, self._permutation = epoch, self._bucketed(order, random) if self.buckets else order
         return self._permutation
 
-
-def in_order(rows: int, workers: int, rank: int, batch: int) -> Iterator[Sequence[int]]:
-    """A split from front to back, for validation: every rank gets the same number of batches, some perhaps empty."""
-    passes = math.ceil(rows / (workers * batch))
-    for index in range(passes):
-        start = (index * workers + rank) * batch
-        yield range(min(start, rows), min(start + batch, rows))
+    def _bucketed(self, order: Any, random: np.random.Generator) -> Any:
+        """The order with rows of like length in one step: windows of BUCKET_STEPS steps are sorted, then their steps shuffled. A
+        last, smaller batch stays last."""
+        whole = len(order) - len(order) % self.global_batch
+        window = BUCKET_STEPS * self.global_batch
+        made = []
+        for start in range(0, whole, window):
+            part = order[start : min(start + window, whole)]
+            steps = part[np.argsort(-self.lengths[part], kind="stable")].reshape(-1, self.global_batch)
+            made.append(random.permutation(steps).ravel())
+        return np.concatenate([*made, order[whole:]])

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
+from raybm.training.average import Average
 
 FOLDER = "checkpoints"
 MARKERS = f"{FOLDER}/committed"
 TAG = "state"
+AVERAGE = "average-{rank}.safetensors"
 
 
 class Commit(Spec):
@@ -43,7 +46,15 @@ def commits(storage: Storage) -> list[Commit]:
     return [Commit.parse(json.loads(storage.read(key))) for key in storage.keys(MARKERS)]
 
 
-def save(engine: Any, storage: Storage, step: int, validation: dict[str, float] | None, progress: dict[str, Any], best_by: str) -> None:
+def save(
+    engine: Any,
+    storage: Storage,
+    step: int,
+    validation: dict[str, float] | None,
+    progress: dict[str, Any],
+    best_by: str,
+    average: Average | None = None,
+) -> None:
     """Collective. Keeps this checkpoint and the best one by the validation value `best_by` ("loss" falls, others rise)."""
     attempt: list[Any] = [uuid.uuid4().hex[:6]]
     dist.broadcast_object_list(attempt)
@@ -52,6 +63,8 @@ def save(engine: Any, storage: Storage, step: int, validation: dict[str, float] 
     target = shared or Path(tempfile.mkdtemp(prefix="raybm-checkpoint-"))
     target.mkdir(parents=True, exist_ok=True)
     engine.save_checkpoint(str(target), tag=TAG, save_latest=False)
+    if average is not None:
+        save_file(average.means, target / AVERAGE.format(rank=dist.get_rank()))
     if shared is None:
         storage.upload(target, folder)
         shutil.rmtree(target)
@@ -89,12 +102,14 @@ def best(every: list[Commit], by: str) -> Commit | None:
     return min(scored, key=lambda commit: sign * (commit.validation or {})[by], default=None)
 
 
-def load(engine: Any, storage: Storage, commit: Commit) -> None:
+def load(engine: Any, storage: Storage, commit: Commit, average: Average | None = None) -> None:
     """Collective. Puts weights, optimiser state and counters back."""
     shared = storage.local(commit.folder)
     source = shared or Path(tempfile.mkdtemp(prefix="raybm-checkpoint-"))
     if shared is None:
         storage.download(commit.folder, source)
     engine.load_checkpoint(str(source), tag=TAG)
+    if average is not None:
+        average.load(load_file(source / AVERAGE.format(rank=dist.get_rank())))
     if shared is None:
         shutil.rmtree(source)

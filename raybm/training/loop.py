@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from raybm.core.errors import UserError
 from raybm.core.storage import Storage
 from raybm.spec.train import TrainSpec
 from raybm.tasks.protocol import Batch, Task
 from raybm.training import checkpoint, zero
-from raybm.training.batches import Rows, Schedule, in_order
+from raybm.training.average import Average
+from raybm.training.batches import Rows, Schedule
+from raybm.training.loader import Loader, Step, collate, draw
+from raybm.training.meter import Meter
+from raybm.training.optimizers import learning_rate, optimizer
 from raybm.training.watchdog import Watchdog
 
 Emit = Callable[..., None]
+PLATEAU_PATIENCE = 2  # validations without a lower loss after which the plateau schedule halves the rate
 
 
 @dataclass
@@ -32,12 +40,15 @@ class Progress:
     best: float | None = None
     waited: int = 0  # validations since the best
     stopped: bool = False
+    rate: float = 1.0  # what plateaus have left of the learning rate
+    lowest: float = math.inf  # validation loss
+    flat: int = 0  # validations since the lowest
 
 
 def train(
     task: Task,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Any,
     splits: Mapping[str, Rows],
     spec: TrainSpec,
     seed: int,
@@ -47,31 +58,41 @@ def train(
     """Train until the steps are done or the validation metric stops improving.
 
     Collective: every rank of torch's process group calls it with the same arguments. `storage` is the artifact's; checkpoints
-    go there, and the last committed one is where it starts. Returns DeepSpeed's engine and the run's summary.
+    go there, and the last committed one is where it starts. Returns DeepSpeed's engine and the run's summary. Raises UserError
+    where the loss is no number any more.
     """
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = next(model.parameters()).device
-    schedule = Schedule(len(splits["train"]), spec.global_batch, workers, spec.micro_batch, seed)
+    rows = splits["train"]
+    schedule = Schedule(rows.lengths, spec.global_batch, workers, seed, spec.micro_batch, spec.micro_tokens, spec.length_buckets)
     total = schedule.total_steps(spec.epochs, spec.max_steps)
     validate_every = spec.validate_every_steps or schedule.steps_per_epoch
     save_every = spec.checkpoint.every_steps or validate_every
     best_by = spec.early_stopping.metric if spec.early_stopping else "loss"
 
-    engine = _initialize(model, spec, workers, schedule.micro_batch, device.type)
+    engine = _initialize(model, spec, workers, device.type)
+    average = Average(model, spec.ema) if spec.ema else None
     progress = Progress()
     if every := checkpoint.commits(storage):
-        checkpoint.load(engine, storage, every[-1])
+        checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
         emit("resume", step=every[-1].step)
 
     meter = Meter(device)
-    with Watchdog(spec.stall_timeout_s) as watchdog:
+    loader = Loader(task, processor, rows, schedule, rank, progress.step, total, spec.stall_timeout_s)
+    with Watchdog(spec.stall_timeout_s) as watchdog, loader:
         while progress.step < total and not progress.stopped:
-            torch.manual_seed(hash((seed, progress.step, rank)))  # dropout repeats after a restart
+            torch.manual_seed(draw(seed, progress.step, rank))  # dropout repeats after a restart
+            lr = learning_rate(spec, progress.step, total) * progress.rate
             for group in engine.optimizer.param_groups:
-                group["lr"] = lr = zero.learning_rate(spec, progress.step, total)
-            _step(engine, task, tokenizer, splits["train"], schedule.step(progress.step, rank), meter, device)
+                group["lr"] = lr * group["rate"]
+            asked = time.perf_counter()
+            step = loader.next()
+            meter.count(step, time.perf_counter() - asked)
+            _step(engine, task, step, spec.l1, meter, device)
             progress.step += 1
+            if average:
+                average.update(progress.step)
             watchdog.alive()
 
             last = progress.step == total
@@ -79,24 +100,28 @@ def train(
             saves = last or progress.step % save_every == 0
             if validates or saves or progress.step % spec.log_every_steps == 0:
                 scores = meter.reduce()
+                _check_finite(scores["loss"], progress.step, lr)
                 progress.tokens += scores.pop("tokens")
                 progress.seconds += scores["seconds"]
                 epoch = progress.step / schedule.steps_per_epoch
                 emit("train", step=progress.step, steps=total, epoch=round(epoch, 4), lr=lr, grad_norm=_grad_norm(engine), **scores)
                 progress.train_loss = scores["loss"]
             if validates:
-                validation = validate(engine, task, tokenizer, splits["validation"], schedule.micro_batch, device, watchdog)
-                _note_best(progress, validation, spec)
+                with average.applied() if average else nullcontext():
+                    validation = validate(engine, task, processor, splits["validation"], schedule, device, watchdog)
+                saves |= _note_best(progress, validation, spec)
                 emit("validate", step=progress.step, **validation)
             if saves or progress.stopped:
-                checkpoint.save(engine, storage, progress.step, validation if validates else None, vars(progress), best_by)
+                checkpoint.save(engine, storage, progress.step, validation if validates else None, vars(progress), best_by, average)
                 watchdog.alive()
             meter.restart_clock()
 
     every = checkpoint.commits(storage)
     chosen = (checkpoint.best(every, best_by) if spec.early_stopping else None) or every[-1]
     if chosen.step != progress.step:
-        checkpoint.load(engine, storage, chosen)
+        checkpoint.load(engine, storage, chosen, average)
+    if average:
+        average.settle()
     summary = {
         "steps": progress.step,
         "train_loss": progress.train_loss,
@@ -111,92 +136,78 @@ def train(
     return engine, summary
 
 
-def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, micro_batch: int, device: str) -> Any:
-
+def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, device: str) -> Any:
     import deepspeed
 
     deepspeed.init_distributed()  # adopts the process group that stands; without it ZeRO-3 sees one rank
-    config = zero.deepspeed_config(spec, workers, micro_batch, device)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=zero.optimizer(model, spec), config=config)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    config = zero.deepspeed_config(spec, workers, device)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
+    if spec.compile:
+        engine.compile()
     return engine
 
 
-def _step(
-    engine: Any, task: Task, tokenizer: PreTrainedTokenizerBase, rows: Rows, parts: list[Any], meter: Meter, device: torch.device
-) -> None:
+def _step(engine: Any, task: Task, step: Step, l1: float, meter: Meter, device: torch.device) -> None:
     """One optimiser step: the mean over the units of the whole global batch, however they are dealt."""
     engine.train()
-    batches = [_to(task.collate(rows.take(part), tokenizer), device) for part in parts]
-    units = torch.stack([task.units(batch) for batch in batches]).sum()
+    units = torch.tensor(float(step.units), device=device)
     dist.all_reduce(units)
-    weight = dist.get_world_size() * len(batches) / units.clamp(min=1)  # DeepSpeed takes means over ranks and micro-batches
-    for batch in batches:
-        loss = task.loss(engine, batch)
-        engine.backward(loss.total * weight)
-        engine.step()
-        meter.add(loss.total.detach(), loss.correct, task.units(batch), batch["attention_mask"].sum())
+    weight = dist.get_world_size() / units.clamp(min=1)  # DeepSpeed takes the mean over ranks
+    for place, batch in enumerate(step.batches):
+        engine.set_gradient_accumulation_boundary(place == len(step.batches) - 1)
+        loss = task.loss(engine, _to(batch, device))
+        total = loss.total * weight
+        if l1 and place == 0:
+            total = total + l1 * sum(p.abs().sum() for p in engine.module.parameters() if p.requires_grad)
+        engine.backward(total, scale_wrt_gas=False)
+        meter.add(loss)
+    engine.step()
 
 
 @torch.no_grad()
 def validate(
-    engine: Any, task: Task, tokenizer: PreTrainedTokenizerBase, rows: Rows, batch: int, device: torch.device, watchdog: Watchdog
+    engine: Any, task: Task, processor: Any, rows: Rows, schedule: Schedule, device: torch.device, watchdog: Watchdog
 ) -> dict[str, float]:
     """Loss and accuracy over a whole split, every rank its part. Collective."""
     engine.eval()
     meter = Meter(device)
-    for part in in_order(len(rows), dist.get_world_size(), dist.get_rank(), batch):
-        inputs = _to(task.collate(rows.take(part), tokenizer), device)
-        loss = task.loss(engine, inputs)
-        meter.add(loss.total, loss.correct, task.units(inputs), inputs["attention_mask"].sum())
+    for part in schedule.everything(rows.lengths, dist.get_rank()):
+        step = collate(task, processor, rows, [part], None)
+        meter.add(task.loss(engine, _to(step.batches[0], device)))
+        meter.count(step)
         watchdog.alive()
     scores = meter.reduce()
-    return {"loss": scores["loss"], "accuracy": scores["accuracy"], "units": scores["units"]}
+    return {name: scores[name] for name in ("loss", "accuracy", "units") if name in scores}
 
 
-class Meter:
-    """Sums on the device; read, and so synchronised, only when `reduce` is called."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self.started, self.empty = time.perf_counter(), True
-
-    def restart_clock(self) -> None:
-        """Leave out the time since the last `reduce` (validation, a checkpoint), if nothing was added since."""
-        if self.empty:
-            self.started = time.perf_counter()
-
-    def add(self, total: torch.Tensor, correct: torch.Tensor, units: torch.Tensor, tokens: torch.Tensor) -> None:
-        self.sums += torch.stack([total.double(), correct.double(), units.double(), tokens.double()])
-        self.empty = False
-
-    def reduce(self) -> dict[str, Any]:
-        """Over all ranks since the last time. Collective."""
-        sums, seconds = self.sums.clone(), time.perf_counter() - self.started
-        dist.all_reduce(sums)
-        total, correct, units, tokens = sums.tolist()
-        counted = max(units, 1.0)
-        self.sums.zero_()
-        self.started, self.empty = time.perf_counter(), True
-        return {
-            "loss": total / counted,
-            "accuracy": correct / counted,
-            "units": int(units),
-            "tokens": int(tokens),
-            "seconds": seconds,
-            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
-        }
+def _check_finite(loss: float, step: int, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}, with a learning rate of {lr:.3g}.",
+            where="train",
+            remedy="Lower train.lr or train.clip_norm, raise train.warmup, or look for odd rows; the last checkpoint is from before.",
+        )
 
 
-def _note_best(progress: Progress, scores: dict[str, float], spec: TrainSpec) -> None:
-    if spec.early_stopping is None:
-        return
+def _note_best(progress: Progress, scores: dict[str, float], spec: TrainSpec) -> bool:
+    """Early stopping and the plateau schedule. Returns whether these weights are the best so far, and wanted."""
+    if spec.schedule == "plateau":
+        progress.flat = 0 if scores["loss"] < progress.lowest else progress.flat + 1
+        progress.lowest = min(progress.lowest, scores["loss"])
+        if progress.flat >= PLATEAU_PATIENCE:
+            progress.rate, progress.flat = progress.rate / 2, 0
     rule = spec.early_stopping
-    value = -scores[rule.metric] if rule.metric == "loss" else scores[rule.metric]
+    if rule is None:
+        return False
+    value = -scores["loss"] if rule.metric == "loss" else scores[rule.metric]
     if progress.best is None or value > progress.best + rule.min_delta:
         progress.best, progress.waited = value, 0
-    else:
-        progress.waited += 1
-        progress.stopped = progress.waited >= rule.patience
+        return True
+    progress.waited += 1
+    progress.stopped = progress.waited >= rule.patience
+    return False
 
 
 def _grad_norm(engine: Any) -> float | None:

@@ -56,10 +56,12 @@ def task(kind: str) -> Task:
 def test_encode_collate_loss(kind: str, task: Task, tokenizer: Any) -> None:
     rows = ROWS[kind]
     labels = task.labels(sorted({row["label"] for row in rows if "label" in row}))
-    encoded = task.encode(rows, tokenizer, labels, 64)
-    assert encoded == task.encode(rows, tokenizer, labels, 64)
-    assert all(set(row) == {"input_ids", "labels"} and 0 < len(row["input_ids"]) <= 64 for row in encoded)
-    assert all(isinstance(i, int) for row in encoded for i in [*row["input_ids"], *row["labels"]])
+    made = task.encode(rows, tokenizer, labels, 64)
+    assert len(made) == len(rows)
+    assert made == task.encode(rows, tokenizer, labels, 64)
+    encoded = task.pack(made, 64)
+    assert all(set(row) == set(encoded[0]) and 0 < len(row["input_ids"]) <= 64 for row in encoded)
+    assert all(isinstance(i, int | float) for row in encoded for column in row.values() for i in column)
 
     torch.manual_seed(0)
     model = task.model(None, CONFIG[kind], labels, tokenizer).eval()

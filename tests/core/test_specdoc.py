@@ -41,7 +41,7 @@ def test_types_are_said_in_words_and_members_by_kind() -> None:
         "| `micro_batch` | whole number > 0 or null | none |",
         "| `labels` | list of (text or null) | **required** |",
         "| `betas` | list of 2: number ≥ 0 and < 1 | `[0.9, 0.999]` |",
-        "| `schedule` | `linear` or `cosine` or `constant` | `linear` |",
+        "| `metric` | `loss` or `accuracy` | `loss` |",
         "| `gate` | mapping of text to text | `{}` |",
         "| `steps` | [`data.steps[]`](#datasteps) | `normalize`, `exact_dedup` |",
         '| `delimiter` | text | `"\\t"` |',

@@ -34,7 +34,7 @@ def clean(tmp_path: Path, parts: int, order: int) -> tuple[dict[str, str], list[
         given,
         tuple(expand(source.path) for source in given),
         segments,
-        Wanted((), (("text", "label"),)),
+        Wanted((("text", "label"),)),
         0.1,
         0.2,
         7,

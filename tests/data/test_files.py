@@ -53,7 +53,7 @@ def test_s3_globs_and_reads(s3: str) -> None:
     files = expand(f"{s3}/data-test/i?/*.jsonl")
     assert [file.path for file in files] == [f"{s3}/data-test/in/a.jsonl", f"{s3}/data-test/in/b.jsonl"]
     assert expand(f"{s3}/data-test/in/a.jsonl") == files[:1]
-    frame, facts = frames(Jsonl(path="x"), 0, 0, files[1], Wanted((), (("text",),)), 1 << 20)
+    frame, facts = frames(Jsonl(path="x"), 0, 0, files[1], Wanted((("text",),)), 1 << 20)
     assert frame["text"].tolist() == ["b"] and isinstance(facts, Facts) and version(files[0])  # type: ignore[union-attr]
     with pytest.raises(NotFound):
         expand(f"{s3}/data-test/none/*.jsonl")

@@ -13,8 +13,8 @@ from raybm.data.files import expand
 from raybm.data.reading import Facts, Wanted, frames
 from raybm.data.source import Source
 
-CLASSES = Wanted((), (("text", "label"),))
-TEXTS = Wanted((), (("text",), ("messages",), ("prompt", "completion")))
+CLASSES = Wanted((("text", "label"),))
+TEXTS = Wanted((("text",), ("messages",), ("prompt", "completion")), ("label",))
 
 
 def read(source: Source, wanted: Wanted = CLASSES) -> list[tuple[int, str, str | None, str]]:

@@ -65,9 +65,10 @@ def stages(tmp_path: Path, model: Callable[[Path], Path], labels: tuple[str, ...
 def finish(view: View, prepared: Artifact, splits: dict[str, list[dict[str, Any]]], labels: tuple[str, ...]) -> None:
     """What prepare leaves behind."""
     tokenizer = tiny.text_tokenizer() if labels else tiny.chat_tokenizer()
+    task = view.task.build()
     for split, rows in splits.items():
         write(prepared, f"rows/{split}/0-0.parquet", rows)
-        write(prepared, f"encoded/{split}/0-0.parquet", view.task.build().encode(rows, tokenizer, labels, 32))
+        write(prepared, f"encoded/{split}/0-0.parquet", task.pack(task.encode(rows, tokenizer, labels, 32), 32))
     made = {"labels": list(labels), "rows": {split: len(rows) for split, rows in splits.items()}}
     prepared.storage.write("dataset.json", json.dumps(made).encode())
 

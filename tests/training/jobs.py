@@ -95,7 +95,7 @@ def plain_ddp(prepare: Artifact, spec: dict[str, Any]) -> list[float]:
     adam = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": given.weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=given.lr, betas=given.betas
     )
-    schedule = Schedule(len(rows), given.global_batch, world, given.micro_batch, 17)
+    schedule = Schedule(rows.lengths, given.global_batch, world, 17, given.micro_batch)
     total = schedule.total_steps(given.epochs, given.max_steps)
     warm = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / total)
     losses = []

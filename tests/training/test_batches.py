@@ -3,34 +3,57 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raybm.spec.train import TrainSpec
-from raybm.training.batches import Schedule, in_order, open_rows
-from raybm.training.zero import learning_rate
+from raybm.training.batches import Schedule, open_rows
+from raybm.training.optimizers import learning_rate
 from tests.training import jobs
+
+LENGTHS = np.random.default_rng(0).integers(1, 20, 70)
 
 
 @pytest.mark.parametrize(("rows", "batch", "workers", "micro"), [(70, 16, 2, 4), (10, 4, 1, None), (7, 6, 3, 1), (3, 8, 2, 2)])
 def test_an_epoch_shows_every_row_once(rows: int, batch: int, workers: int, micro: int | None) -> None:
-    schedule = Schedule(rows, batch, workers, micro, seed=1)
-    for epoch in range(2):
-        first = epoch * schedule.steps_per_epoch
-        parts = [schedule.step(first + step, rank) for step in range(schedule.steps_per_epoch) for rank in range(workers)]
-        assert sorted(chain.from_iterable(chain.from_iterable(parts))) == list(range(rows))
-        assert {len(part) for part in parts} == {schedule.accumulation}  # all ranks make the same number of passes
+    for settings in ({"micro_batch": micro}, {"micro_tokens": 40}, {"micro_tokens": 40, "buckets": True}):
+        schedule = Schedule(LENGTHS[:rows], batch, workers, 1, **settings)
+        for epoch in range(2):
+            seen = []
+            for step in range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch):
+                parts = [schedule.step(step, rank) for rank in range(workers)]
+                assert len({len(part) for part in parts}) == 1  # all ranks make the same number of passes
+                seen += chain.from_iterable(chain.from_iterable(parts))
+            assert sorted(seen) == list(range(rows))
 
 
 def test_the_order_depends_on_seed_and_epoch_only() -> None:
-    assert Schedule(70, 16, 2, 4, 1).step(7, 1) == Schedule(70, 16, 2, 4, 1).step(7, 1)
-    assert Schedule(70, 16, 2, 4, 1).step(7, 1) != Schedule(70, 16, 2, 4, 2).step(7, 1)
-    one, two = Schedule(70, 16, 1, None, 1), Schedule(70, 16, 2, None, 1)
+    assert Schedule(LENGTHS, 16, 2, 1, 4).step(7, 1) == Schedule(LENGTHS, 16, 2, 1, 4).step(7, 1)
+    assert Schedule(LENGTHS, 16, 2, 1, 4).step(7, 1) != Schedule(LENGTHS, 16, 2, 2, 4).step(7, 1)
+    one, two = Schedule(LENGTHS, 16, 1, 1), Schedule(LENGTHS, 16, 2, 1)
     assert sorted(one.step(3, 0)[0]) == sorted([*two.step(3, 0)[0], *two.step(3, 1)[0]])  # whatever the number of workers
+
+
+def test_a_token_budget_holds_and_like_lengths_go_together() -> None:
+    schedule = Schedule(LENGTHS, 32, 2, 1, micro_tokens=60)
+    passes = [part for rank in (0, 1) for part in schedule.step(0, rank) if part]
+    assert all(len(part) * max(LENGTHS[list(part)]) <= 60 for part in passes)
+    padded = sum(len(part) * int(max(LENGTHS[list(part)])) for part in passes)
+    assert padded < 1.25 * sum(int(LENGTHS[list(part)].sum()) for part in passes)
+
+
+def test_buckets_leave_little_padding_and_shuffle_the_steps() -> None:
+    schedule = Schedule(LENGTHS, 8, 1, 1, buckets=True)
+    longest = [max(LENGTHS[list(schedule.step(step, 0)[0])]) for step in range(8)]
+    shortest = [min(LENGTHS[list(schedule.step(step, 0)[0])]) for step in range(8)]
+    assert max(a - b for a, b in zip(longest, shortest, strict=True)) <= 4
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
 
 
 @pytest.mark.parametrize(("rows", "workers", "batch"), [(13, 2, 4), (1, 3, 4), (0, 2, 4)])
 def test_validation_passes_are_equal_on_all_ranks(rows: int, workers: int, batch: int) -> None:
-    parts = [list(in_order(rows, workers, rank, batch)) for rank in range(workers)]
+    parts = [Schedule(LENGTHS, 8, workers, 1, batch).everything(LENGTHS[:rows], rank) for rank in range(workers)]
     assert len({len(part) for part in parts}) == 1
     assert sorted(chain.from_iterable(chain.from_iterable(parts))) == list(range(rows))
 
@@ -43,11 +66,27 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path, monkeypatch: pytest
     assert len(open_rows(jobs.prepared(tmp_path / "none"), "test")) == 0
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_learning_rate(schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [
+        ("linear", 0.5, 0.0),
+        ("cosine", 0.5, 0.0),
+        ("constant", 1.0, 1.0),
+        ("plateau", 1.0, 1.0),
+        ("wsd", 1.0, 0.05),
+        ("inverse_sqrt", 0.42, 0.316),
+    ],
+)
+def test_learning_rate(schedule: str, middle: float, last: float) -> None:
     spec = TrainSpec.parse({"lr": 1.0, "warmup": 0.1, "schedule": schedule})
     rates = [learning_rate(spec, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == (1.0 if schedule == "constant" else pytest.approx(0.0, abs=0.02))
+    assert rates[55] == pytest.approx(middle, abs=0.02)
+    assert rates[-1] == pytest.approx(last, abs=0.02)
+
+
+def test_a_rate_that_keeps_a_share() -> None:
+    spec = TrainSpec.parse({"lr": 1.0, "warmup": 0, "schedule": "cosine", "min_lr_share": 0.1})
+    assert learning_rate(spec, 99, 100) == pytest.approx(0.1, abs=0.01)

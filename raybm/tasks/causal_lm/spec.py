@@ -11,15 +11,21 @@ if TYPE_CHECKING:
 
 
 class CausalLm(Spec):
-    """The next token: of running text (`text`, packed), or of the answers in a conversation (`messages`, or
-    `prompt` + `completion`), rendered with the model's chat template; only the answers count for the loss."""
+    """The next token: of running text (`text`, packed: no attention from one text to another), or of the answers in a conversation
+    (`messages`, or `prompt` + `completion`), rendered with the model's chat template; only the answers count for the loss."""
 
     kind: Literal["causal_lm"] = "causal_lm"
     system_prompt: str | None = None
     """Put before conversations that have no system message."""
 
-    COLUMNS: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("messages",), ("prompt", "completion"))
+    packing: bool = False
+    """Put several conversations into one sequence of `model.max_length`, without attention between them. Running text always is."""
+
+    PREDICTS: ClassVar[bool] = False
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        return ("text",), ("messages",), ("prompt", "completion")
 
     def build(self) -> Task:
         from raybm.tasks.causal_lm.task import CausalLmTask

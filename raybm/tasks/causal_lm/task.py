@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from raybm.core.errors import DataError
 from raybm.core.signature import Signature
 from raybm.models.chat import encode_conversation
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.causal_lm.spec import CausalLm
-from raybm.tasks.protocol import Batch, LossSum
+from raybm.tasks.protocol import Batch, LossSum, Row, Task
 
 
-class CausalLmTask:
+class CausalLmTask(Task):
     def __init__(self, spec: CausalLm) -> None:
         self.spec = spec
 
-    def labels(self, seen: Sequence[str]) -> tuple[str, ...]:
-        return ()
-
-    def encode(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
-    ) -> list[dict[str, Any]]:
+    def encode(self, rows: Sequence[Row], processor: Any, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
         texts = [row["text"] for row in rows if row.get("text")]
-        conversations = [self._conversation(row, tokenizer, max_length) for row in rows if not row.get("text")]
-        return self._pack(texts, tokenizer, max_length) + conversations
+        documents = iter(processor(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+        return [
+            _document(next(documents), processor.eos_token_id) if row.get("text") else self._conversation(row, processor, max_length)
+            for row in rows
+        ]
 
-    def _pack(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict[str, Any]]:
-        """Documents end to end, each closed by the end-of-text token, cut into blocks of `max_length`."""
-        if not texts:
-            return []
-        end = tokenizer.eos_token_id
-        documents = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        stream = list(chain.from_iterable([*document, end] for document in documents))
-        blocks = [stream[start : start + max_length] for start in range(0, len(stream), max_length)]
-        return [{"input_ids": block, "labels": block} for block in blocks if len(block) > 1]
+    def pack(self, rows: Sequence[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
+        """Documents end to end in blocks of `max_length`; conversations whole, alone or as many as fit together."""
+        conversations = [row for row in rows if not row.get("_document")]
+        blocks = _blocks([row for row in rows if row.get("_document")], max_length)
+        blocks += _fitting(conversations, max_length) if self.spec.packing else [[row] for row in conversations]
+        return [row for row in map(_joined, blocks) if any(label != IGNORED for label in row["labels"])]
 
-    def _conversation(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+    def _conversation(self, row: Row, tokenizer: Any, max_length: int) -> dict[str, Any]:
         messages = row.get("messages")
         if messages is None or len(messages) == 0:
             messages = [{"role": "user", "content": row.get("prompt")}, {"role": "assistant", "content": row.get("completion")}]
@@ -55,38 +52,87 @@ class CausalLmTask:
             return {"_bad": f"no answer within the first {max_length} tokens"}
         return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
-    def model(
-        self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase
-    ) -> PreTrainedModel:
+    def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         if folder is not None:
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        settings = {"vocab_size": len(tokenizer), **special, **config}
+            return AutoModelForCausalLM.from_pretrained(folder, **config, dtype=torch.float32, use_safetensors=True)
+        special = {name: getattr(processor, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        settings = {"vocab_size": len(processor), **special, **config}
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        filled = rows or [{"input_ids": [0, 0], "labels": [IGNORED, IGNORED]}]
-        ids, mask = pad([row["input_ids"] for row in filled], tokenizer.pad_token_id or 0)
+    def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
+        """No mask: padding stands on the right, where a causal model does not look, and positions part what is packed."""
+        filled = rows or [{"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "position_ids": [0, 1]}]
+        ids, _ = pad([row["input_ids"] for row in filled], processor.pad_token_id or 0)
         labels, _ = pad([row["labels"] for row in filled], IGNORED)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        positions = torch.arange(ids.shape[1]).repeat(len(filled), 1)
+        for place, row in enumerate(filled):
+            positions[place, : len(row["position_ids"])] = torch.from_numpy(np.array(row["position_ids"], np.int64))
+            positions[place, len(row["position_ids"]) :] -= len(row["position_ids"]) - int(row["position_ids"][-1]) - 1
+        return {"input_ids": ids, "position_ids": positions, "labels": labels}
 
     def units(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits.float().flatten(0, 1)
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits.float().flatten(0, 1)
         # The labels are moved and not the logits, of which a slice or a transposed view would be copied: on a CPU, 4 times the seconds.
         labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
 
-    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-        return None
-
-    def score(self, predictions: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
-        return {}
-
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return Signature(
             problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=max_length
         )
+
+
+def _document(ids: list[int], end: int) -> dict[str, Any]:
+    whole = [*ids, end]
+    return {"input_ids": whole, "labels": whole, "_document": True}
+
+
+def _joined(pieces: Sequence[Row]) -> dict[str, Any]:
+    """Several sequences as one. Positions start again with each, by which the model keeps them apart, and the first token of each
+    is not to be predicted from the one before."""
+    return {
+        "input_ids": [token for piece in pieces for token in piece["input_ids"]],
+        "labels": [IGNORED if place == 0 else label for piece in pieces for place, label in enumerate(piece["labels"])],
+        "position_ids": [place for piece in pieces for place in range(len(piece["input_ids"]))],
+    }
+
+
+def _blocks(documents: Sequence[Row], length: int) -> list[list[Row]]:
+    """The documents in order, cut where a block of `length` tokens is full."""
+    blocks: list[list[Row]] = [[]]
+    room = length
+    for document in documents:
+        start, ids = 0, document["input_ids"]
+        while start < len(ids):
+            if not room:
+                blocks.append([])
+                room = length
+            piece = ids[start : start + room]
+            blocks[-1].append({"input_ids": piece, "labels": piece})
+            start, room = start + len(piece), room - len(piece)
+    return blocks
+
+
+def _fitting(rows: Sequence[Row], length: int) -> list[list[Row]]:
+    """Whole rows that fit together into `length` tokens, best fit, the longest first."""
+    blocks: list[list[Row]] = []
+    rooms: list[int] = []  # sorted
+    with_room: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        needed = len(row["input_ids"])
+        place = bisect_left(rooms, needed)
+        if place < len(rooms):
+            room = rooms.pop(place)
+            block = with_room[room].pop()
+        else:
+            room, block = length, len(blocks)
+            blocks.append([])
+        blocks[block].append(row)
+        if left := room - needed:
+            insort(rooms, left)
+            with_room[left].append(block)
+    return blocks

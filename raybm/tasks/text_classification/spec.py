@@ -17,8 +17,11 @@ class TextClassification(Spec):
     labels: tuple[str, ...] | None = None
     """The labels in their order; a row with another one is a bad row. Default: those of the training split, sorted."""
 
-    COLUMNS: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
+    PREDICTS: ClassVar[bool] = True
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "loss")
+
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        return (("text", "label"),)
 
     def build(self) -> Task:
         from raybm.tasks.text_classification.task import TextClassificationTask

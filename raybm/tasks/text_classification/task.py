@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from raybm.core.errors import DataError
 from raybm.core.signature import Signature
+from raybm.tasks.baselines import linear_text_classifier
 from raybm.tasks.batching import IGNORED, pad
-from raybm.tasks.protocol import Batch, LossSum
+from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.text_classification.spec import TextClassification
 
 
-class TextClassificationTask:
+class TextClassificationTask(Task):
     def __init__(self, spec: TextClassification) -> None:
         self.spec = spec
 
@@ -30,13 +31,11 @@ class TextClassificationTask:
             raise DataError(what, where="task", remedy="A classifier needs two or more.")
         return labels
 
-    def encode(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int
-    ) -> list[dict[str, Any]]:
+    def encode(self, rows: Sequence[Row], processor: Any, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
         if not rows:
             return []
         index = {label: i for i, label in enumerate(labels)}
-        encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=max_length)["input_ids"]
+        encoded = processor([row["text"] for row in rows], truncation=True, max_length=max_length)["input_ids"]
         return [
             {"input_ids": ids, "labels": [index[row["label"]]]}
             if row["label"] in index
@@ -44,19 +43,17 @@ class TextClassificationTask:
             for ids, row in zip(encoded, rows, strict=True)
         ]
 
-    def model(
-        self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], tokenizer: PreTrainedTokenizerBase
-    ) -> PreTrainedModel:
+    def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         names = dict(enumerate(labels))
         head = {"num_labels": len(labels), "id2label": names, "label2id": {label: i for i, label in names.items()}}
         if folder is not None:
-            return AutoModelForSequenceClassification.from_pretrained(folder, **head, dtype=torch.float32, use_safetensors=True)
-        settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **config, **head}
+            return AutoModelForSequenceClassification.from_pretrained(folder, **config, **head, dtype=torch.float32, use_safetensors=True)
+        settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config, **head}
         return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
-    def collate(self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
-        filled = rows or [{"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED]}]
-        ids, mask = pad([row["input_ids"] for row in filled], tokenizer.pad_token_id or 0)
+    def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
+        filled = rows or [{"input_ids": [processor.pad_token_id], "labels": [IGNORED]}]
+        ids, mask = pad([row["input_ids"] for row in filled], processor.pad_token_id or 0)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([int(row["labels"][0]) for row in filled])}
 
     def units(self, batch: Batch) -> torch.Tensor:
@@ -68,10 +65,14 @@ class TextClassificationTask:
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
 
-    def predict_rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
-        return [{"text": row["text"]} for row in rows]
+    def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
+        return ask([{"text": row["text"]} for row in rows])
 
-    def score(self, predictions: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+    def baseline(self, train: Sequence[Row], labels: Sequence[str], seed: int) -> Callable[[Sequence[Row]], list[dict[str, Any]]] | None:
+        model = linear_text_classifier([row["text"] for row in train], [row["label"] for row in train], seed)
+        return lambda rows: [{"label": label} for label in model.predict([row["text"] for row in rows])]
+
+    def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         truth, said = [row["label"] for row in rows], [prediction["label"] for prediction in predictions]
         scores: dict[str, Any] = {"rows": len(truth), "accuracy": float(accuracy_score(truth, said))}
         for average in ("micro", "macro"):

@@ -1,0 +1,73 @@
+"""What the spec changes about a loaded model: dropout, frozen weights, low-rank adapters."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from raybm.core.errors import UserError
+from raybm.models.spec import LoraSpec, ModelSpec
+
+
+def adapt(model: Any, spec: ModelSpec) -> None:
+    """In place. With adapters, only they and a head that is not part of the pretrained model are trained. Raises UserError for
+    names that the model does not have."""
+    if spec.dropout is not None:
+        _set_dropout(model, spec.dropout)
+    if spec.lora is not None:
+        tuner(model, spec.lora)
+    for pattern in spec.freeze:
+        frozen = [parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not frozen:
+            examples = ", ".join(name for name, _ in list(model.named_parameters())[:3])
+            raise UserError(
+                f"no parameter is called {pattern}.", where="model.freeze", remedy=f"The first are {examples}; `*` stands for anything."
+            )
+        for parameter in frozen:
+            parameter.requires_grad = False
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("nothing is left to train.", where="model.freeze", remedy="Freeze less.")
+
+
+def tuner(model: Any, spec: LoraSpec) -> Any:
+    """Puts adapters into the model and returns peft's handle on them, whose `merge_and_unload` gives the plain model with the
+    adapters in its weights."""
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    heads = [
+        child for name, child in model.named_children() if name != model.base_model_prefix and child is not model.get_output_embeddings()
+    ]
+    ends = "all-linear" if spec.targets == "all-linear" else list(spec.targets)
+    inside = {id(module) for head in heads for module in head.modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d) or type(module).__name__ == "Conv1D"
+        if id(module) not in inside and module is not model.get_output_embeddings()
+    ]
+    chosen = names if ends == "all-linear" else [name for name in names if name.endswith(tuple(ends))]
+    if not chosen:
+        known = sorted({name.rsplit(".", 1)[-1] for name in names})
+        raise UserError(
+            f"no layer is called {', '.join(ends)}.", where="model.lora.targets", remedy=f"The linear layers are {', '.join(known)}."
+        )
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=chosen)
+    handle = LoraModel(model, config, "default")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "lora_" in name
+    for head in heads:
+        head.requires_grad_(True)
+    return handle
+
+
+def _set_dropout(model: Any, share: float) -> None:
+    """Dropout layers, and the shares that attention keeps as a number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, share)

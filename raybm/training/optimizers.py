@@ -1,0 +1,94 @@
+"""Optimisers by name, their groups of parameters, and the learning rate of a step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from raybm.core.errors import RaybmError
+from raybm.spec.train import TrainSpec
+
+LAYER = re.compile(r"\.(\d+)\.")
+"""The first number in a parameter's name is its layer's."""
+
+
+def optimizer(model: torch.nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
+    """Over what is to be trained. Every group carries `rate`, its share of the learning rate. Weight decay spares what has one
+    dimension (biases, norms)."""
+    return _build(train, _groups(model, train))
+
+
+def _groups(model: torch.nn.Module, train: TrainSpec) -> list[dict[str, Any]]:
+    top = 1 + max((_layer(name) or 0 for name, _ in model.named_parameters()), default=0)
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = train.layer_lr_decay ** (top - _depth(name, top))
+            groups[_dimensions(parameter) > 1, rate].append(parameter)
+    return [
+        {"params": held, "weight_decay": train.weight_decay if decays else 0.0, "rate": rate, "lr": train.lr * rate, "matrices": decays}
+        for (decays, rate), held in groups.items()
+    ]
+
+
+def _dimensions(parameter: torch.nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))  # a sharded parameter is flat
+
+
+def _layer(name: str) -> int | None:
+    found = LAYER.search(name)
+    return int(found.group(1)) if found else None
+
+
+def _depth(name: str, top: int) -> int:
+    """Embeddings 0, then the layers, then the head: what stands in no layer is an embedding or belongs to the head."""
+    layer = _layer(name)
+    return layer + 1 if layer is not None else 0 if "embed" in name else top
+
+
+def _build(train: TrainSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), SGD with momentum, Lion (Chen et al. 2023), Adafactor (Shazeer and Stern 2018), Muon (Jordan
+    2024; on matrices, with AdamW for the rest)."""
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.lr, momentum=train.betas[0], fused=True)
+    if train.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=train.lr)
+    try:
+        import pytorch_optimizer
+    except ImportError:
+        raise RaybmError(
+            f"{train.optimizer} needs the package pytorch-optimizer.",
+            where="train.optimizer",
+            remedy="Run: pip install 'raybm[optimizers]'",
+        ) from None
+    if train.optimizer == "lion":
+        return pytorch_optimizer.Lion(groups, lr=train.lr, betas=train.betas)
+    return pytorch_optimizer.Muon([group | {"use_muon": group["matrices"]} for group in groups], lr=train.lr)
+
+
+def learning_rate(train: TrainSpec, step: int, total: int) -> float:
+    """The rate of a step (counted from 0) out of `total`, before what a plateau takes from it: a linear warm-up, then the schedule."""
+    warmup = math.ceil(train.warmup * total)
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    if train.schedule == "inverse_sqrt":
+        return train.lr * math.sqrt(max(1, warmup) / (step + 1))
+    return train.lr * (train.min_lr_share + (1 - train.min_lr_share) * _left(train, step, warmup, total))
+
+
+def _left(train: TrainSpec, step: int, warmup: int, total: int) -> float:
+    """What is left of the way from `lr` to its least, from 1 to 0."""
+    done = (step - warmup) / max(1, total - warmup)
+    if train.schedule == "linear":
+        return 1 - done
+    if train.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if train.schedule == "wsd":  # warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395)
+        return min(1.0, (total - step) / max(1, math.ceil(train.decay * total)))
+    return 1.0
