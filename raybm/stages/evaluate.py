@@ -163,14 +163,15 @@ class Evaluator:
 
     @cached_property
     def model(self) -> tuple[Any, Any, Any]:
-        """The task's model, its tokenizer and its device."""
+        """The task's model, its processor and its device."""
         import torch
-        from transformers import AutoTokenizer
+
+        from raybm.models import processors
 
         self._use_the_cpus_given()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer = AutoTokenizer.from_pretrained(self.prepared.folder("tokenizer"))
-        return self.task.model(self.trained.folder("model"), {}, self.labels, tokenizer).to(device).eval(), tokenizer, device
+        processor = processors.load(self.view.task.INPUT, self.prepared.folder("processor"))
+        return self.task.model(self.trained.folder("model"), {}, self.labels, processor).to(device).eval(), processor, device
 
     def _use_the_cpus_given(self) -> None:
         import torch
@@ -190,9 +191,9 @@ class Evaluator:
     def _loss(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         import torch
 
-        model, tokenizer, device = self.model
+        model, processor, device = self.model
         for part in _passes(rows, self.view.evaluate.batch):
-            batch = {name: tensor.to(device) for name, tensor in self.task.collate(part, tokenizer).items()}
+            batch = {name: tensor.to(device) for name, tensor in self.task.collate(part, processor).items()}
             with torch.inference_mode():
                 loss = self.task.loss(model, batch)
             correct = None if loss.correct is None else float(loss.correct)

@@ -31,15 +31,14 @@ from raybm.data.execution import batches, from_items
 from raybm.data.files import File, expand, version
 from raybm.data.frame import ORDER, texts
 from raybm.data.reading import Wanted
+from raybm.models import processors
 from raybm.models.references import fingerprint
 from raybm.models.spec import ModelSpec
-from raybm.models.tokenizers import tokenizer as tokenizer_of
 from raybm.spec.job import DataSpec
 from raybm.tasks import TaskSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from transformers import PreTrainedTokenizerBase
 
 NAME = "prepare"
 INPUTS: tuple[str, ...] = ()
@@ -98,21 +97,21 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     import pyarrow as pa
 
     storage = out.storage
-    for leftover in ("staged", "rows", "encoded", "tokenizer"):
+    for leftover in ("staged", "rows", "encoded", "processor"):
         storage.delete(leftover)
     files = [expand(source.path) for source in view.data.sources]
     tally = _clean(view, files, storage, context)
     _check(view, storage, tally)
     task = view.task.build()
     labels = task.labels(sorted(tally.labels))
-    tokenizer = tokenizer_of(view.model, context.storage, lambda: _texts(storage))
+    processor = processors.build(view.task.INPUT, view.model, context.storage, lambda: _texts(storage))
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        storage.upload(Path(folder), "tokenizer")
+        processor.save_pretrained(folder)
+        storage.upload(Path(folder), "processor")
     units = sorted(tally.units, key=lambda unit: (unit.split, unit.name))
     tally.rows, tally.units = Counter(), []
     bundles = [[asdict(unit) for unit in bundle] for bundle in _bundles(units, lambda unit: unit.chars)]
-    encode = partial(_encode, spec=view.task, tokenizer=tokenizer, labels=labels, max_length=view.model.max_length, storage=storage)
+    encode = partial(_encode, spec=view.task, processor=processor, labels=labels, max_length=view.model.max_length, storage=storage)
     if len(bundles) == 1:  # starting a worker (torch, transformers: 6 s) would take longer than the work
         for report in encode(pa.table({"item": [json.dumps(bundles[0])]})):
             tally.add(json.loads(report["report"][0].as_py()))
@@ -192,7 +191,7 @@ def _bundles(items: Sequence[T], size: Callable[[T], int]) -> list[list[T]]:
 
 
 def _encode(
-    table: pa.Table, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], max_length: int, storage: Storage
+    table: pa.Table, spec: TaskSpec, processor: Any, labels: Sequence[str], max_length: int, storage: Storage
 ) -> Iterator[pa.Table]:
     """Bundles of staged files → rows/ without what cannot be encoded, encoded/, and a report for each."""
     import pyarrow as pa
@@ -206,7 +205,7 @@ def _encode(
             split, key = unit["split"], f"{unit['split']}/{unit['name']}.parquet"
             staged = pq.read_table(pa.BufferReader(storage.read(f"staged/{key}")))
             rows = staged.to_pylist()
-            made = task.encode(rows, tokenizer, labels, max_length)
+            made = task.encode(rows, processor, labels, max_length)
             reasons = {place: row["_bad"] for place, row in enumerate(made) if "_bad" in row}
             encoded = task.pack([row for row in made if "_bad" not in row], max_length)
             places_kept = pa.array([place for place in range(len(rows)) if place not in reasons], pa.int64())

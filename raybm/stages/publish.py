@@ -98,7 +98,7 @@ def _assemble(
 ) -> dict[str, Any]:
     """Fills `folder`; returns the lineage. Weights are linked, not copied: the upload follows links."""
     _link(inputs["train"].folder("model"), folder)
-    _link(inputs["prepare"].folder("tokenizer"), folder)
+    _link(inputs["prepare"].folder("processor"), folder)
     signature = Signature.read(folder)
     if signature is None:
         raise UserError("the trained model has no signature.json.", where=inputs["train"].storage.uri, remedy="Train it again.")

@@ -171,10 +171,10 @@ def _rank(config: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray.train import get_context
     from ray.train.torch import get_device
-    from transformers import AutoTokenizer
     from transformers import logging as transformers_logging
 
     from raybm import ops
+    from raybm.models import processors
     from raybm.models.adapters import adapt
     from raybm.training import loop, zero
     from raybm.training.batches import open_rows
@@ -187,7 +187,7 @@ def _rank(config: dict[str, Any]) -> None:
     if device.type == "cpu":
         ops.use()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    processor = AutoTokenizer.from_pretrained(prepared.folder("tokenizer"))
+    processor = processors.load(view.task.INPUT, prepared.folder("processor"))
     task = view.task.build()
     zero.check_device(view.train, device.type)
     start = _agreed(lambda: _start(view, config["storage"]))

@@ -56,7 +56,7 @@ def stages(tmp_path: Path, model: Callable[[Path], Path], labels: tuple[str, ...
     storage = open_storage(str(tmp_path))
     inputs = {name: Artifact(storage.at(name), name, "k") for name in ("prepare", "train")}
     model(tmp_path / "train" / "model")
-    (tiny.text_tokenizer() if labels else tiny.chat_tokenizer()).save_pretrained(tmp_path / "prepare" / "tokenizer")
+    (tiny.text_tokenizer() if labels else tiny.chat_tokenizer()).save_pretrained(tmp_path / "prepare" / "processor")
     told: list[str] = []
     context = Context({}, "job", storage, Resources(workers=1), tmp_path, Events(tmp_path / "run"), told.append)
     return inputs, Artifact(storage.at("evaluate"), "evaluate", "k"), context

@@ -87,7 +87,7 @@ def test_from_files_to_encoded_rows(ray_session: Any, reviews: Path, tmp_path: P
     assert [(Path(row["file"]).name, row["line"], row["reason"]) for row in bad] == [
         (f"{name}.tsv", 302, "1 fields instead of 2") for name in "abc"
     ]
-    assert (artifact.folder("tokenizer") / "tokenizer.json").exists() and not artifact.storage.keys("staged")
+    assert (artifact.folder("processor") / "tokenizer.json").exists() and not artifact.storage.keys("staged")
     assert any("903 rows read" in line for line in told)
 
 
@@ -122,7 +122,7 @@ def test_text_is_packed_in_the_order_of_the_file(ray_session: Any, tmp_path: Pat
     made, artifact, _ = run(view(source, LLAMA, "causal_lm"), tmp_path)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(artifact.folder("tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(artifact.folder("processor"))
     stream = [token for row in table(artifact, "encoded/train") for token in row["input_ids"]]
     lines = [row["text"] for row in table(artifact, "rows/train")]
     assert tokenizer.decode(stream).split(tokenizer.eos_token)[: len(lines)] == lines

@@ -93,7 +93,7 @@ def finished(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         problem="text_classification", protocols=("predicts",), inputs=("text",), outputs=("label",), labels=("a|b", "c"), max_length=128
     ).write(model)
     inputs["train"].storage.upload(model, "model")
-    inputs["prepare"].storage.write("tokenizer/tokenizer.json", b"{}")
+    inputs["prepare"].storage.write("processor/tokenizer.json", b"{}")
     inputs["evaluate"].storage.write("evaluation.json", json.dumps(EVALUATION).encode())
     records = {
         name: Record(

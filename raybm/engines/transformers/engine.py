@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from raybm.core.errors import Unsupported
+from raybm.core.signature import Signature
+from raybm.engines.protocol import Engine
 from raybm.engines.transformers.encoding import Classifier, Embedder
 from raybm.engines.transformers.generation import Generator
 from raybm.engines.transformers.spec import Transformers
@@ -19,24 +22,33 @@ logger = logging.getLogger(__name__)
 
 TYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
 
+Builder = Callable[[Any, Any, Signature, Transformers, Path], Engine]
+"""Model, processor, signature, spec, folder → engine."""
 
-def build(spec: Transformers, folder: Path) -> Generator | Classifier | Embedder:
-    """The engine for a folder of safetensors, config and tokenizer, on the GPU where there is one. Raises Unsupported, NotFound."""
+PROBLEMS: dict[str, tuple[Any, Any, Builder]] = {
+    "causal_lm": (AutoModelForCausalLM, AutoTokenizer, lambda *parts: Generator(*parts[:4])),
+    "text_classification": (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        lambda model, tokenizer, signature, spec, _: Classifier(model, tokenizer, signature, spec.max_batch),
+    ),
+    "embedding": (
+        AutoModel,
+        AutoTokenizer,
+        lambda model, tokenizer, signature, spec, folder: Embedder(model, tokenizer, signature, spec.max_batch, folder),
+    ),
+}
+"""A signature's problem → what loads the model, what loads its processor, and what answers with them."""
+
+
+def build(spec: Transformers, folder: Path) -> Engine:
+    """The engine for a folder of safetensors, config and processor, on the GPU where there is one. Raises Unsupported, NotFound."""
     signature = infer_signature(folder)
-    if "generates" in signature.protocols:
-        family: Any = AutoModelForCausalLM
-    elif "predicts" in signature.protocols:
-        family = AutoModelForSequenceClassification
-    elif "embeds" in signature.protocols:
-        family = AutoModel
-    else:
+    if signature.problem not in PROBLEMS:
         raise Unsupported(f"a model for {signature.problem} is nothing it can serve.", where=str(folder), remedy="See its signature.json.")
+    family, processors, builder = PROBLEMS[signature.problem]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = family.from_pretrained(folder, dtype=TYPES[spec.precision], use_safetensors=True, local_files_only=True).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    processor = processors.from_pretrained(folder, local_files_only=True)
     logger.info("%s on %s, %s", signature.problem, device, model.dtype)
-    if family is AutoModelForCausalLM:
-        return Generator(model, tokenizer, signature, spec)
-    if family is AutoModelForSequenceClassification:
-        return Classifier(model, tokenizer, signature, spec.max_batch)
-    return Embedder(model, tokenizer, signature, spec.max_batch, folder)
+    return builder(model, processor, signature, spec, folder)

@@ -21,6 +21,7 @@ class CausalLm(Spec):
     packing: bool = False
     """Put several conversations into one sequence of `model.max_length`, without attention between them. Running text always is."""
 
+    INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = False
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
 

@@ -17,6 +17,7 @@ class TextClassification(Spec):
     labels: tuple[str, ...] | None = None
     """The labels in their order; a row with another one is a bad row. Default: those of the training split, sorted."""
 
+    INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = True
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "loss")
 
