@@ -206,7 +206,7 @@ def _rank(config: dict[str, Any]) -> None:
     state = loop.export(engine)
     if state is not None:
         if view.model.lora is not None:
-            model, state = _merged(task.model(*start, dataset["labels"], processor), state, view.model.lora)
+            model, state = merged(task.model(*start, dataset["labels"], processor), state, view.model.lora)
         model.config.use_cache = True
         _save(model, state, processor, task.signature(dataset["labels"], view.model.max_length), out.storage)
         ray.get(sink.finish.remote(summary | {"parameters": sum(weight.numel() for weight in state.values())}), timeout=60)
@@ -242,7 +242,7 @@ def _agreed(work: Callable[[], T]) -> T:
     return cast(T, made)
 
 
-def _merged(model: Any, state: dict[str, Any], lora: LoraSpec) -> tuple[Any, dict[str, Any]]:
+def merged(model: Any, state: dict[str, Any], lora: LoraSpec) -> tuple[Any, dict[str, Any]]:
     """The plain model with the trained adapters in its weights."""
     from raybm.models.adapters import tuner
 

@@ -13,20 +13,20 @@ class Average:
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: _own(p) for name, p in model.named_parameters() if p.requires_grad}
-        self.means = {name: weight.detach().float().clone() for name, weight in self.weights.items()}
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.means = {name: _own(p).detach().float().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
         """After optimiser step `steps`; young averages forget faster, or the first weights would weigh too much."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         for name, mean in self.means.items():
-            mean.lerp_(_own(self.weights[name]).float(), 1 - decay)
+            mean.lerp_(_own(self.parameters[name]).float(), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model's weights are the average inside."""
-        kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        """The model's weights are the average inside. Collective."""
+        kept = {name: _own(p).detach().clone() for name, p in self.parameters.items()}
         self._set(self.means)
         try:
             yield
@@ -34,18 +34,22 @@ class Average:
             self._set(kept)
 
     def settle(self) -> None:
-        """The model's weights become the average."""
+        """The model's weights become the average. Collective."""
         self._set(self.means)
-
-    @torch.no_grad()
-    def _set(self, values: dict[str, torch.Tensor]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(values[name])
 
     @torch.no_grad()
     def load(self, means: dict[str, torch.Tensor]) -> None:
         for name, mean in self.means.items():
             mean.copy_(means[name])
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            _own(parameter).copy_(values[name])
+        gathered = [p for p in self.parameters.values() if hasattr(p, "ds_tensor") and p.data.numel() == p.ds_numel]
+        if gathered:  # small weights of stage 3 stay whole on every rank: they are gathered anew from the shards
+            gathered[0].partition(gathered)
+            gathered[0].all_gather(gathered)
 
 
 def _own(parameter: torch.Tensor) -> torch.Tensor:

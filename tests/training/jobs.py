@@ -60,6 +60,11 @@ def model(seed: int = 3) -> Any:
 
 def train(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
     """The product's loop on this rank: losses by step, and the summary."""
+    losses, summary, _ = _train(prepare, out, spec, model())
+    return losses, summary
+
+
+def _train(prepare: Artifact, out: str, spec: dict[str, Any], start: Any) -> tuple[list[float], dict[str, Any], Any]:
     from raybm.tasks import TextClassification
     from raybm.training import batches, loop
 
@@ -72,8 +77,82 @@ def train(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float
 
     splits = {split: batches.open_rows(prepare, split) for split in ("train", "validation")}
     given = TrainSpec.parse(spec)
-    _, summary = loop.train(TextClassification().build(), model(), tokenizer(), splits, given, 17, open_storage(out), emit)
-    return [losses[step] for step in sorted(losses)], summary
+    engine, summary = loop.train(TextClassification().build(), start, tokenizer(), splits, given, 17, open_storage(out), emit)
+    return [losses[step] for step in sorted(losses)], summary, engine
+
+
+def weights(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Trains; the last validation and the sum of the exported weights' sizes (0 on other ranks)."""
+    from raybm.training import loop
+
+    _, summary, engine = _train(prepare, out, spec, model())
+    state = loop.export(engine) or {}
+    return {"validation": summary["validation"], "sum": sum(float(weight.double().abs().sum()) for weight in state.values())}
+
+
+def failure(prepare: Artifact, out: str, spec: dict[str, Any]) -> str:
+    """What the loop says where it cannot go on."""
+    from raybm.core.errors import UserError
+
+    try:
+        train(prepare, out, spec)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Trains adapters; the logits of a row with them, and after they were merged into plain weights."""
+    import torch
+
+    from raybm.models.adapters import adapt
+    from raybm.models.spec import ModelSpec
+    from raybm.stages.train import merged
+    from raybm.training import loop
+
+    given = ModelSpec.parse({"ref": "file:x", "lora": {"rank": 2, "alpha": 4}})
+    assert given.lora is not None
+    start = model()
+    plain_names = sorted(start.state_dict())
+    adapt(start, given)
+    trained = sum(p.numel() for p in start.parameters() if p.requires_grad)
+    losses, _, engine = _train(prepare, out, spec, start)
+    state = loop.export(engine)
+    row = {"input_ids": torch.tensor([[7, 8, 9]])}
+    engine.eval()
+    with torch.no_grad():
+        adapted = engine(**row).logits[0].tolist()
+    if state is None:
+        return {}
+    plain, _ = merged(model(), state, given.lora)
+    with torch.no_grad():
+        after = plain.eval()(**row).logits[0].tolist()
+    return {
+        "trained": trained,
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "losses": losses,
+        "adapted": adapted,
+        "merged": after,
+        "names": sorted(plain.state_dict()),
+        "plain_names": plain_names,
+    }
+
+
+def bytes_while_building(folder: str) -> tuple[int, int]:
+    """The most that a rank held of a model of ten layers while it was built for ZeRO stage 3, and the size of the whole."""
+    import resource
+
+    import torch.distributed as dist
+
+    from raybm.tasks import TextClassification
+    from raybm.training import zero
+
+    size = {"hidden_size": 640, "num_hidden_layers": 10, "num_attention_heads": 8, "intermediate_size": 2560, "max_position_embeddings": 32}
+    with zero.sharded_from_the_start(TrainSpec.parse({"zero": {"stage": 3}}), dist.get_world_size(), "cpu"):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        built = TextClassification().build().model(None, CONFIG | size, LABELS, tokenizer())
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (after - before) * 1024, sum(p.ds_numel for p in built.parameters()) * 4
 
 
 def plain_ddp(prepare: Artifact, spec: dict[str, Any]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,89 @@ def test_resumes_from_the_last_commit_with_the_same_losses(ranks: Ranks, tmp_pat
     assert again == pytest.approx(whole[left:], abs=1e-6)
     assert resumed["train_loss"] == pytest.approx(summary["train_loss"], abs=1e-6)
     assert resumed["tokens"] == summary["tokens"]
+
+
+def test_how_rows_are_dealt_changes_no_loss(ranks: Ranks, tmp_path: Path) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    expected = ranks.run(jobs.plain_ddp, prepare, SPEC)[0]
+    by_tokens = {name: value for name, value in SPEC.items() if name != "micro_batch"} | {"micro_tokens": 24}
+    for stage in (0, 2, 3):
+        losses, _ = ranks.run(jobs.train, prepare, str(tmp_path / f"tokens-{stage}"), by_tokens | {"zero": {"stage": stage}})[0]
+        assert losses == pytest.approx(expected, abs=1e-4)
+
+
+def test_three_ranks_and_an_uneven_last_batch(tmp_path: Path, ranks: Ranks) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared", rows=19)
+    spec = SPEC | {"global_batch": 6, "micro_batch": 2, "zero": {"stage": 2}, "validate_every_steps": 100}
+    two, _ = ranks.run(jobs.train, prepare, str(tmp_path / "two"), spec | {"micro_batch": 3})[0]
+    three = Ranks(3)
+    try:
+        losses, summary = three.run(jobs.train, prepare, str(tmp_path / "three"), spec)[0]
+    finally:
+        three.close()
+    assert summary["steps"] == 8  # the fourth of an epoch has one row
+    assert losses == pytest.approx(two, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        ({"optimizer": "lion", "lr": 1e-3}, 2),
+        ({"optimizer": "sgd", "lr": 0.1}, 1),
+        ({"optimizer": "muon", "lr": 2e-2}, 0),
+        ({"optimizer": "adafactor", "lr": 5e-2}, 0),
+        ({"layer_lr_decay": 0.7, "schedule": "wsd", "gradient_checkpointing": True}, 3),
+        ({"l1": 1e-6, "schedule": "inverse_sqrt", "warmup": 0.1}, 2),
+        ({"precision": "bf16"}, 2),
+    ],
+)
+def test_learns(ranks: Ranks, tmp_path: Path, change: dict[str, Any], stage: int) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    losses, summary = ranks.run(jobs.train, prepare, str(tmp_path / "out"), SPEC | {"epochs": 8, "zero": {"stage": stage}} | change)[0]
+    assert sum(losses[-10:]) < 0.98 * sum(losses[:10])
+    assert summary["tokens"] > 0
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_average_is_what_is_validated_and_survives_a_restart(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    spec = SPEC | {"ema": 0.9, "zero": {"stage": stage}, "checkpoint": {"every_steps": 4}}
+    plain, averaged = (
+        ranks.run(jobs.weights, prepare, str(tmp_path / name), spec | change)[0]
+        for name, change in (("plain", {"ema": None}), ("mean", {}))
+    )
+    assert 0 < abs(plain["validation"]["loss"] - averaged["validation"]["loss"]) < 0.3
+    storage = open_storage(str(tmp_path / "mean"))
+    storage.delete(f"{checkpoint.MARKERS}/{checkpoint.commits(storage)[-1].step:08d}.json")
+    again = ranks.run(jobs.weights, prepare, str(tmp_path / "mean"), spec)[0]
+    assert again["sum"] == pytest.approx(averaged["sum"], abs=1e-5)
+    assert again["sum"] != pytest.approx(plain["sum"], abs=1e-5)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(ranks: Ranks, tmp_path: Path) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    said = ranks.run(
+        jobs.failure, prepare, str(tmp_path / "out"), SPEC | {"lr": 1e30, "clip_norm": None, "optimizer": "sgd", "zero": {"stage": 1}}
+    )
+    assert all("the loss is" in text and "learning rate" in text for text in said)
+
+
+def test_adapters_train_alone_and_are_merged(ranks: Ranks, tmp_path: Path) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    for stage in (2, 3):
+        report = ranks.run(
+            jobs.adapters, prepare, str(tmp_path / f"out-{stage}"), SPEC | {"epochs": 8, "lr": 3e-2, "zero": {"stage": stage}}
+        )[0]
+        assert report["trained"] < 0.4 * report["parameters"]
+        assert sum(report["losses"][-10:]) < 0.98 * sum(report["losses"][:10])
+        assert report["merged"] == pytest.approx(report["adapted"], abs=1e-4)
+        assert report["names"] == report["plain_names"]
+
+
+def test_no_rank_ever_holds_a_model_of_stage_3(ranks: Ranks, tmp_path: Path) -> None:
+    most, whole = ranks.run(jobs.bytes_while_building, str(tmp_path))[0]
+    assert whole > 180_000_000  # ten layers of 20 MB
+    assert most < 0.75 * whole
 
 
 def test_keeps_the_last_and_the_best(ranks: Ranks, tmp_path: Path) -> None:
