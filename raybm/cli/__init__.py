@@ -9,7 +9,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from raybm.cli import jobs, models, serve
+from raybm.cli import jobs, models, plan, serve
 from raybm.core.errors import RaybmError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 jobs.register(app)
+plan.register(app)
 serve.register(app)
 app.add_typer(models.app, name="models")
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raybm import report, runner
+from raybm import plan, report, runner
 from raybm.cli.display import Display
-from raybm.cluster import Ask, check_placement, connect, wait_for_place
+from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, wait_for_place
 from raybm.core.artifact import Record
 from raybm.core.context import Context
 from raybm.core.errors import RaybmError
@@ -31,6 +31,7 @@ def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
     """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong."""
     root = open_storage(job.storage)
     job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, root)})})
+    job = plan.resolve_auto(job, root)
     run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
     records: dict[str, Record] = {}
     with _log_file(run), _terminated_as_interrupted(), Display(run.id) as display:
@@ -64,6 +65,7 @@ def _on_ray(job: JobSpec, address: str | None, progress: Any) -> Iterator[None]:
         if connection.dashboard_url:
             progress(f"Ray's dashboard: {connection.dashboard_url}")
         check_placement(ask)
+        plan.refuse(job, open_storage(job.storage), memory_of_a_worker(ask))
         if not connection.embedded:
             wait_for_place(ask, resources.placement_timeout_s, progress)
         yield

@@ -46,7 +46,9 @@ def _dry_run(job: JobSpec) -> None:
     from raybm.core.storage import open_storage
     from raybm.runner import steps
 
-    for step in steps(job, open_storage(job.storage)):
+    storage = open_storage(job.storage)
+    job = plan.resolve_auto(job, storage)
+    for step in steps(job, storage):
         say(f"{step.stage.NAME:10} {'done' if step.done else 'to do':6} {step.out.storage.uri}")
     for line in plan.lines(job):
         say(line)

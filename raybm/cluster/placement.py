@@ -101,6 +101,34 @@ def wait_for_place(ask: Ask, timeout_s: float, say: Callable[[str], None]) -> No
         ray.util.remove_placement_group(group)
 
 
+def memory_of_a_worker(ask: Ask) -> int | None:
+    """Bytes that each worker of the connected cluster can have: its GPUs' memory, or its share of the roomiest node's, were
+    it to hold as many of them as fit. None where that is not known: GPUs of an unknown kind, nodes that an autoscaler may add."""
+    from raybm.plan.devices import by_accelerator
+
+    if ask.gpus_per_worker:
+        kinds = [ask.accelerator_type] if ask.accelerator_type else _kinds(_present())
+        known = [device.memory for kind in kinds if (device := by_accelerator(kind))]
+        return int(max(known) * ask.gpus_per_worker) if known and len(known) == len(kinds) else None
+    return None if _addable() != [] else memory_share(ask, _present())
+
+
+def memory_share(ask: Ask, nodes: Sequence[Nodes]) -> int | None:
+    """Of a node's bytes, those of Ray's object store among them, which the kernel gives to whoever needs them."""
+    shares = []
+    for node in nodes:
+        room = math.floor(node.resources.get("CPU", 0.0) / ask.cpus_per_worker + 1e-9)
+        held = node.resources.get("memory", 0.0) + node.resources.get("object_store_memory", 0.0)
+        if room and held:
+            shares.append(int(held / min(room, ask.workers)))
+    return max(shares, default=None)
+
+
+def _kinds(nodes: Sequence[Nodes]) -> list[str]:
+    prefix = "accelerator_type:"
+    return sorted({name.removeprefix(prefix) for node in nodes for name in node.resources if name.startswith(prefix)})
+
+
 def _present() -> list[Nodes]:
     import ray
 

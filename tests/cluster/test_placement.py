@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raybm.cluster import placement
-from raybm.cluster.placement import Ask, Nodes, check_placement, fits
+from raybm.cluster.placement import Ask, Nodes, check_placement, fits, memory_of_a_worker, memory_share
 from raybm.core.errors import PlacementError
 
 SMALL = Nodes("10.0.0.1", {"CPU": 4.0})
@@ -62,3 +62,17 @@ def test_the_launchers_groups_are_read_from_what_it_leaves_on_the_head(tmp_path:
         "  cpu: {resources: {CPU: 4}, max_workers: 2}\n"
     )
     assert placement._launcher_groups(config) == [("gpu", {"CPU": 8, "GPU": 2}, 3), ("cpu", {"CPU": 4}, 2)]
+
+
+def test_a_workers_memory_is_its_share_of_the_roomiest_node() -> None:
+    nodes = [Nodes("a", {"CPU": 4.0, "memory": 6e9, "object_store_memory": 2e9}), Nodes("b", {"CPU": 1.0, "memory": 1e9})]
+    assert memory_share(Ask(2, 1), nodes) == 4e9
+    assert memory_share(Ask(8, 1), nodes) == 2e9
+    assert memory_share(Ask(2, 8), nodes) is None
+
+
+def test_a_gpu_workers_memory_is_known_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_present", lambda: [Nodes("a", GPU | {"accelerator_type:odd": 1.0})])
+    assert memory_of_a_worker(Ask(2, 1, 1, "H100")) == 80 * 2**30
+    assert memory_of_a_worker(Ask(2, 1, 0.5, "H100")) == 40 * 2**30
+    assert memory_of_a_worker(Ask(2, 1, 1)) is None, "one of the kinds is not in the table"

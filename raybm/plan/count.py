@@ -1,0 +1,179 @@
+"""What one step of a model keeps and computes, counted on fake tensors: the task's own model, batch and loss, with shapes and
+no memory, so that any architecture is counted as it is and a model of any size on a laptop.
+
+Activations: every storage that comes alive in a forward and a backward pass, parameters and their gradients apart, at the moment
+when most are alive. FLOPs: of the matrix products of both passes, as PyTorch's FlopCounterMode counts them.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from raybm.models.adapters import adapt
+from raybm.models.shapes import Shape, counted
+from raybm.models.spec import ModelSpec
+from raybm.tasks.protocol import Task
+
+log = logging.getLogger(__name__)
+_ATTENTION = {  # what PyTorch's own table lacks
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(gradient, query, key, value)
+    ),
+}
+ROWS = (16, 32)  # counted, for what one more takes; with fewer another moment may be the peak, when it is a large gradient that counts
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of one row at the length that was counted."""
+
+    shape: Shape
+    saved: int
+    """Bytes that the forward pass keeps for the backward pass."""
+    activations: int
+    """Bytes at the peak of forward and backward, that grow with the rows."""
+    fixed: int
+    """Bytes at that peak that do not (the gradient of the tensor that is being computed)."""
+    flops: int
+    """Of forward and backward pass."""
+
+
+def count(task: Task, spec: ModelSpec, config: Mapping[str, Any], precision: str, checkpointing: bool = False) -> Counted | None:
+    """Of rows of `spec.max_length`, of the model that `config` describes. The kernels are those of a CPU, of which PyTorch's fused
+    attention is one. None where the task's rows or its model cannot be counted
+    without their values."""
+    try:
+        with torch.device("meta"):
+            model = task.model(None, config, ("a", "b"), _processor(config))
+            adapt(model, spec)
+            model.to(DTYPES[precision]).train()
+        shape = counted(model, config)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _on_fake_memory(model)
+            few, more = (_pass(task, model, config, rows, spec.max_length) for rows in ROWS)
+            per_row = (more.peak - few.peak) // (ROWS[1] - ROWS[0])
+            return Counted(
+                shape,
+                saved=(more.saved - few.saved) // (ROWS[1] - ROWS[0]),
+                activations=per_row,
+                fixed=max(0, few.peak - ROWS[0] * per_row),
+                flops=(more.flops - few.flops) // (ROWS[1] - ROWS[0]),
+            )
+    except (KeyError, AttributeError, ValueError, RuntimeError) as error:  # rows of other columns; a value that is asked for
+        log.info("the model's step cannot be counted: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _on_fake_memory(model: torch.nn.Module) -> None:
+    """From the meta device to fake tensors that say they are on a CPU, whose kernels are then chosen. Shared ones stay shared."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty_like(tensor, device="cpu")
+                    made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
+                store[name] = made[id(tensor)]
+
+
+def _processor(config: Mapping[str, Any]) -> Any:
+    """Stands in for the tokenizer, of which a model needs the size and the special tokens."""
+
+    class Processor(SimpleNamespace):
+        def __len__(self) -> int:
+            return int(config.get("vocab_size") or 0)
+
+    return Processor(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+
+def _row(length: int) -> dict[str, Any]:
+    ones = [1] * length
+    return {"input_ids": ones, "labels": ones, "position_ids": list(range(length))}
+
+
+def _pass(task: Task, model: torch.nn.Module, config: Mapping[str, Any], rows: int, length: int) -> Any:
+    batch = task.collate([_row(length)] * rows, _processor(config))
+    saved = Saved(model)
+    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+    live = _Live(model)
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
+    with live, counter:
+        with saved:
+            total = task.loss(model, batch).total
+        total.backward()
+    for hook in hooks:
+        hook.remove()
+    return SimpleNamespace(saved=saved.bytes, peak=live.peak, flops=counter.get_total_flops())
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    parameter.grad = None  # counted elsewhere
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Bytes that autograd keeps while this context stands: every storage once, the model's own parameters and buffers apart."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._own = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._sizes: dict[int, int] = {}
+        self._kept: list[Any] = []  # a storage that goes would leave its key to another
+
+    def __enter__(self) -> Saved:
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        if (key := _key(tensor)) not in self._own and key not in self._sizes:
+            self._sizes[key] = tensor.untyped_storage().nbytes()
+            self._kept.append(tensor.untyped_storage())
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(self._sizes.values())
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _Live(TorchDispatchMode):
+    """The bytes of storages that operations made and that are still there, and the most there ever were."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and (key := _key(leaf)) not in self._seen:
+                storage = leaf.untyped_storage()
+                self._seen.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, key, storage.nbytes())
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size

@@ -1,0 +1,110 @@
+"""What is settled by the plan before a job runs: whether it can fit at all, and its ZeRO stage where the job leaves it open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raybm.core.errors import PlacementError
+from raybm.core.storage import Storage
+from raybm.models.shapes import Shape
+from raybm.models.shapes import shape as shape_of
+from raybm.plan import choice
+from raybm.plan.choice import Option, Row
+from raybm.plan.devices import DEVICES, Device, by_accelerator, cpu
+from raybm.plan.job import device_of, measure, micro_batch, row_by_formula, setup_of
+from raybm.plan.memory import Setup
+from raybm.plan.units import size
+from raybm.spec.job import JobSpec
+from raybm.spec.train import TrainSpec
+
+SURE = 3.0  # where this many times what the formulas say fits, nothing is counted
+
+
+def refuse(job: JobSpec, storage: Storage, memory_bytes: int | None) -> None:
+    """Raises PlacementError for a job that cannot fit into `memory_bytes` a rank, and says what would. None: not known.
+
+    Held against it is what is certain: the states of the model, and one row of the greatest length, or the whole micro-batch where
+    rows are packed to that length. A micro-batch of padded rows is mostly shorter; `raybm plan` warns of it."""
+    if memory_bytes is None or (quick := shape_of(job.model, storage)) is None:
+        return
+    share = -(-job.train.global_batch // job.resources.workers)
+    certain = micro_batch(job, share) if job.task.kind == "causal_lm" else 1
+    device = _device(job)
+    room = choice.usable(device, memory_bytes)
+    setup = setup_of(job, job.resources.workers, job.resources.gpus_per_worker > 0)
+    if SURE * choice.option(quick, row_by_formula(job, quick), setup, certain, share, device, room).memory.total <= room:
+        return
+    if (measured := measure(job, storage)) is not None and (found := misfit(*measured[:2], setup, certain, share, device, room)):
+        raise found
+
+
+def misfit(shape: Shape, row: Row, setup: Setup, rows: int, share: int, device: Device, room: int) -> PlacementError | None:
+    """Why micro-batches of `rows` do not fit into `room` bytes a rank, and what would; None where they do."""
+    need = choice.option(shape, row, setup, rows, share, device, room)
+    if need.fits:
+        return None
+    same = choice.largest(shape, row, setup, share, device, room)
+    would = same if same.fits else choice.recommended(choice.options(shape, row, setup, share, device, room), setup.each)
+    remedy = f"This fits: {choice.in_words(would)}." if would else _workers_that_fit(shape, row, setup, device, room)
+    what = (
+        f"a rank needs {size(need.memory.total)} and has {size(room)} for it ({choice.in_words(need)}: states {size(need.memory.held)}, "
+        f"activations {size(need.memory.activations or 0)})."
+    )
+    return PlacementError(what, where="resources", remedy=remedy)
+
+
+def _workers_that_fit(shape: Shape, row: Row, setup: Setup, device: Device, room: int) -> str:
+    """How many ranks ZeRO-3 would want."""
+    for doubling in range(1, 12):
+        ranks = setup.ranks * 2**doubling
+        if choice.option(shape, row, replace(setup, ranks=ranks, stage=3), 1, 1, device, room).fits:
+            return f"ZeRO stage 3 on {ranks} workers would fit."
+    return "No number of workers would do: use a smaller model, shorter rows or train.gradient_checkpointing."
+
+
+def _device(job: JobSpec) -> Device:
+    """For a GPU that the table lacks any other will do where its memory is given."""
+    resources = job.resources
+    if not resources.gpus_per_worker:
+        return cpu(resources.cpus_per_worker, resources.workers)
+    return by_accelerator(resources.accelerator_type) or DEVICES["a100-40gb"]
+
+
+def resolve_auto(job: JobSpec, storage: Storage, memory_bytes: int | None = None) -> JobSpec:
+    """The job with `train.zero.stage: auto` settled: the lowest stage that fits, with the largest micro-batch (unless the job
+    names one); other jobs as they are. `memory_bytes`: a rank's; default that of the accelerator that the job names, or a
+    share of this machine's. Raises PlacementError where nothing fits or the model is not here, NotFound, UserError."""
+    zero = job.train.zero
+    if zero.stage != "auto":
+        return job
+    device = device_of(job)
+    room = choice.usable(device, memory_bytes)
+    measured = measure(job, storage)
+    if measured is None:
+        what = "the stage is to follow from the model, which is not on this machine yet."
+        raise PlacementError(what, where="train.zero.stage", remedy="Fetch it first, or name a stage.")
+    shape, row, _ = measured
+    share = job.train.global_batch // job.resources.workers
+    setup = setup_of(job, job.resources.workers, job.resources.gpus_per_worker > 0)
+    tried = [setup for setup in (replace(setup, stage=stage) for stage in (0, 1, 2, 3)) if _allowed(setup)]
+    given = micro_batch(job, share) if job.train.micro_batch or job.train.micro_tokens else None
+    for setup in tried:
+        found = (
+            choice.option(shape, row, setup, given, share, device, room)
+            if given
+            else choice.largest(shape, row, setup, share, device, room)
+        )
+        if found.fits:
+            return _with(job, found, given is None)
+    raise misfit(shape, row, tried[-1], given or 1, share, device, room) or PlacementError("no ZeRO stage fits.", where="train.zero.stage")
+
+
+def _allowed(setup: Setup) -> bool:
+    """16-bit weights want ZeRO's fp32 copy; offloading wants the stage that shards what is offloaded."""
+    return setup.stage >= {"none": 1 if setup.each == 2 else 0, "optimizer": 1, "all": 3}[setup.offload]
+
+
+def _with(job: JobSpec, found: Option, batch: bool) -> JobSpec:
+    train: TrainSpec = job.train
+    changes = {"zero": train.zero.model_copy(update={"stage": found.stage})} | ({"micro_batch": found.micro_batch} if batch else {})
+    return job.model_copy(update={"train": train.model_copy(update=changes)})

@@ -1,0 +1,82 @@
+"""From a job's spec to what the arithmetic takes: device, setup, micro-batch, and what its model and a row of it measure."""
+
+from __future__ import annotations
+
+from raybm.core.errors import UserError
+from raybm.core.storage import Storage
+from raybm.models.shapes import Shape, config_of
+from raybm.models.shapes import shape as shape_of
+from raybm.plan import cost
+from raybm.plan.choice import Row
+from raybm.plan.devices import DEVICES, Device, by_accelerator, cpu
+from raybm.plan.memory import Setup, activations_by_formula
+from raybm.spec.job import JobSpec
+from raybm.spec.train import BUCKET
+
+STATES = {"adamw": 8, "lion": 4, "sgd": 4, "muon": 4, "adafactor": 0}  # bytes a parameter; Adafactor keeps rows and columns only
+HEADS_OVER_VOCABULARY = ("causal_lm", "masked_lm", "seq2seq", "preference")
+
+
+def each_of(job: JobSpec) -> int:
+    """Bytes of one weight, or one gradient."""
+    return 4 if job.train.precision == "fp32" else 2
+
+
+def device_of(job: JobSpec, ranks: int | None = None) -> Device:
+    """What the job's ranks run on. Raises UserError for GPUs of a kind that the table does not have."""
+    resources = job.resources
+    if not resources.gpus_per_worker:
+        return cpu(resources.cpus_per_worker, ranks or resources.workers)
+    found = by_accelerator(resources.accelerator_type)
+    if found is None:
+        named = resources.accelerator_type or "a GPU of no kind"
+        raise UserError(
+            f"{named} is asked for, and its memory is not known.",
+            where="resources.accelerator_type",
+            remedy=f"Name one of {', '.join(device.accelerator for device in DEVICES.values() if device.accelerator)}, or give --device.",
+        )
+    return found
+
+
+def setup_of(job: JobSpec, ranks: int, on_gpu: bool) -> Setup:
+    """What the job says of how memory is dealt; `stage: auto` counts as 0."""
+    train, zero = job.train, job.train.zero
+    return Setup(
+        ranks=ranks,
+        stage=0 if zero.stage == "auto" else zero.stage,
+        each=each_of(job),
+        bucket=BUCKET["cuda" if on_gpu else "cpu"],
+        offload="all" if zero.offload_parameters else "optimizer" if zero.offload_optimizer else "none",
+        states=STATES[train.optimizer],
+        averaged=train.ema is not None,
+        overlaps=on_gpu,
+    )
+
+
+def micro_batch(job: JobSpec, share: int) -> int:
+    """Samples of a forward pass, out of `share` a step; with `micro_tokens` as many as fit at their longest."""
+    train = job.train
+    if train.micro_tokens:
+        return max(1, min(share, train.micro_tokens // job.model.max_length))
+    return min(share, train.micro_batch or share)
+
+
+def measure(job: JobSpec, storage: Storage) -> tuple[Shape, Row, bool] | None:
+    """The model's shape and what a sample of the greatest length takes: counted on the task's own model where that can be done
+    (the last value says so), by formulas otherwise. None for a model that is not on this machine. Loads torch. Raises NotFound."""
+    from raybm.plan.count import count
+
+    config = config_of(job.model, storage)
+    if config is None:
+        return None
+    counted = count(job.task.build(), job.model, config, job.train.precision, job.train.gradient_checkpointing)
+    if counted is None:
+        shape = shape_of(job.model, storage)
+        return None if shape is None else (shape, row_by_formula(job, shape), False)
+    return counted.shape, Row(job.model.max_length, counted.activations, counted.fixed, counted.flops), True
+
+
+def row_by_formula(job: JobSpec, shape: Shape) -> Row:
+    length, checkpointing = job.model.max_length, job.train.gradient_checkpointing
+    activations = activations_by_formula(shape, length, each_of(job), job.task.kind in HEADS_OVER_VOCABULARY, checkpointing)
+    return Row(length, activations, 0, cost.flops_per_token(shape, length, checkpointing) * length)
