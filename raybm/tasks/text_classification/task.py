@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from raybm.core.errors import DataError
 from raybm.core.signature import Signature
 from raybm.tasks.baselines import linear_text_classifier
 from raybm.tasks.batching import IGNORED, pad
+from raybm.tasks.classification import head_config, label_set, scores
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.text_classification.spec import TextClassification
 
@@ -25,11 +23,7 @@ class TextClassificationTask(Task):
         self.spec = spec
 
     def labels(self, seen: Sequence[str]) -> tuple[str, ...]:
-        labels = self.spec.labels or tuple(sorted(seen))
-        if len(labels) < 2:
-            what = f"the training split holds {len(labels)} label(s): {', '.join(labels)}."
-            raise DataError(what, where="task", remedy="A classifier needs two or more.")
-        return labels
+        return label_set(self.spec.labels, seen)
 
     def encode(self, rows: Sequence[Row], processor: Any, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
         if not rows:
@@ -44,8 +38,7 @@ class TextClassificationTask(Task):
         ]
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
-        names = dict(enumerate(labels))
-        head = {"num_labels": len(labels), "id2label": names, "label2id": {label: i for i, label in names.items()}}
+        head = head_config(labels)
         if folder is not None:
             return AutoModelForSequenceClassification.from_pretrained(folder, **config, **head, dtype=torch.float32, use_safetensors=True)
         settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config, **head}
@@ -73,19 +66,7 @@ class TextClassificationTask(Task):
         return lambda rows: [{"label": label} for label in model.predict([row["text"] for row in rows])]
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        truth, said = [row["label"] for row in rows], [prediction["label"] for prediction in predictions]
-        scores: dict[str, Any] = {"rows": len(truth), "accuracy": float(accuracy_score(truth, said))}
-        for average in ("micro", "macro"):
-            precision, recall, f1, _ = precision_recall_fscore_support(truth, said, labels=list(labels), average=average, zero_division=0)
-            scores |= {f"{average}_precision": float(precision), f"{average}_recall": float(recall), f"{average}_f1": float(f1)}
-        each = np.stack(precision_recall_fscore_support(truth, said, labels=list(labels), average=None, zero_division=0), axis=1)
-        scores["per_class"] = {
-            label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for label, (p, r, f, n) in zip(labels, each, strict=True)
-        }
-        scores["labels"] = list(labels)
-        scores["confusion"] = confusion_matrix(truth, said, labels=list(labels)).tolist()  # rows: truth, columns: prediction
-        return scores
+        return scores(predictions, rows, labels)
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return Signature(
