@@ -14,30 +14,13 @@ scratch; 1 is no cost, more is faster than the peer.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import common
-import numpy as np
-import pyarrow.parquet as pq
+from race import LOOPS, WINDOW, measure
 
-from raybm import ops
-from raybm.core.events import by_step, read_events
-from raybm.core.spec import load
-from raybm.spec import JobSpec
-from raybm.training.batches import Schedule
-from raybm.training.zero import deepspeed_config
-
-WINDOW = 10  # steps; the default of train.log_every_steps
-PEERS = {"ddp_loop": "ddp.py", "deepspeed_loop": "deepspeed_loop.py"}
 CASES = {"encoder": "sentiment_minilm", "llama": "pretrain_tiny"}
-SETTINGS = {"evaluate": None, "publish": None, "data.split.validation": 0, "train.zero.stage": 2, "train.log_every_steps": WINDOW}
 
 
 def main() -> None:
@@ -53,87 +36,10 @@ def main() -> None:
         common.require_data(common.JOBS / f"{CASES[name]}.yaml")
     before = common.load()
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
-        cases = {name: measure(common.JOBS / f"{CASES[name]}.yaml", Path(folder) / name, given.rounds, given.steps) for name in names}
-    keys = [f"vs_{peer}" for peer in PEERS]
-    common.report({key: min(case[key] for case in cases.values()) for key in keys}, cases, before)
-
-
-def measure(path: Path, place: Path, rounds: int, steps: int) -> dict[str, Any]:
-    """One case: rounds of raybm and both peers."""
-    settings = SETTINGS | {"train.max_steps": steps}
-    done = common.run_job(path, place / "raybm", settings)  # what the peers start from; not timed
-    case = peer_case(path, settings, done)
-    (place / "case.json").write_text(json.dumps(case))
-    windows: dict[str, list[list[float]]] = {name: [] for name in ("raybm", *PEERS)}
-    losses: dict[str, list[float]] = {}
-    for number in range(rounds):
-        order = list(windows)
-        for name in order[number % 3 :] + order[: number % 3]:
-            if name == "raybm":
-                shutil.rmtree(place / "raybm" / "artifacts" / "train")
-                events = by_step(read_events(common.run_job(path, place / "raybm", settings) / "metrics.jsonl"), "train")
-                seconds, losses[name] = [event["seconds"] for event in events], [event["loss"] for event in events]
-            else:
-                answer = bare(PEERS[name], place / "case.json")
-                seconds, losses[name] = answer["windows"], answer["losses"]
-            windows[name].append(seconds[1:])
-            common.say(f"{path.stem} round {number + 1} {name}: {tokens_per_s(case, [seconds[1:]]):.0f} tokens/s")
-    speeds = {name: tokens_per_s(case, timed) for name, timed in windows.items()}
-    each = {name: common.spread([tokens_per_s(case, [one]) for one in timed]) for name, timed in windows.items()}
-    best = {name: tokens_per_s(case, timed, min) for name, timed in windows.items()}
-    ratios = {f"vs_{peer}": round(speeds["raybm"] / speeds[peer], 4) for peer in PEERS}
-    ratios |= {f"best_vs_{peer}": round(best["raybm"] / best[peer], 4) for peer in PEERS}
-    return ratios | {"tokens_per_s": {name: round(speed, 1) for name, speed in speeds.items()}, "rounds": each, "losses": losses}
-
-
-def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any]:
-    """What a bare loop needs to know: raybm's model, rows and order as plain files and numbers."""
-    job = load(JobSpec, path, [f"{name}={'null' if value is None else value}" for name, value in settings.items()])
-    prepared, workers, train = common.artifact(done, "prepare"), job.resources.workers, job.train
-    model = done.parent.parent / "model"
-    shutil.copytree(common.artifact(done, "train") / "model", model)
-    encoded = pq.read_table(prepared / "encoded" / "train", columns=["input_ids"])["input_ids"].to_pylist()
-    lengths = np.array([len(row) for row in encoded])
-    schedule = Schedule(lengths, train.global_batch, workers, job.seed, train.micro_batch)
-    steps = [[schedule.step(step, rank) for rank in range(workers)] for step in range(train.max_steps or 0)]
-    if any(len(passes) > 1 for step in steps for passes in step):
-        common.fail(f"{path} accumulates gradients; the peers do not.")
-    order = [[passes[0] for passes in step] for step in steps]
-    config = json.loads((model / "config.json").read_text())
-    return {
-        "class": config["architectures"][0],
-        "model": str(model),
-        "rows": str(prepared / "encoded" / "train"),
-        "order": order,
-        "tokens": [int(sum(lengths[row] for mine in step for row in mine)) for step in order],
-        "pad": config.get("pad_token_id") or 0,
-        "one_label": job.task.kind == "text_classification",
-        "workers": workers,
-        "window": WINDOW,
-        "lr": train.lr,
-        "betas": train.betas,
-        "weight_decay": train.weight_decay,
-        "clip_norm": train.clip_norm,
-        "deepspeed": deepspeed_config(train, workers, "cpu")
-        | {"train_batch_size": train.global_batch, "train_micro_batch_size_per_gpu": train.global_batch // workers},
-    }
-
-
-def bare(script: str, case: Path) -> dict[str, list[float]]:
-    """A peer under torchrun, in raybm's own Python environment."""
-    workers = json.loads(case.read_text())["workers"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={workers}"]
-    out = common.run([*torchrun, common.ROOT / "benchmarks" / "peers" / script, case], OMP_NUM_THREADS="1", **ops.environment())
-    answer: dict[str, list[float]] = json.loads(out.splitlines()[-1])
-    return answer
-
-
-def tokens_per_s(
-    case: dict[str, Any], rounds: Sequence[Sequence[float]], pick: Callable[[Sequence[float]], float] = statistics.median
-) -> float:
-    """Of the counted windows: the tokens, padding apart, by the sum of each window's median seconds over the rounds."""
-    tokens: int = sum(case["tokens"][WINDOW:])
-    return tokens / sum(pick(window) for window in zip(*rounds, strict=True))
+        cases = {
+            name: measure(common.JOBS / f"{CASES[name]}.yaml", Path(folder) / name, given.rounds, given.steps, LOOPS) for name in names
+        }
+    common.report({f"vs_{peer}": min(case[f"vs_{peer}"] for case in cases.values()) for peer in LOOPS}, cases, before)
 
 
 if __name__ == "__main__":

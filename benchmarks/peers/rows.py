@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,31 @@ def optimizer(replica: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=CASE["lr"], betas=CASE["betas"], fused=True)
 
 
+@cache
+def table() -> tuple[list[torch.Tensor], dict[str, list[torch.Tensor]]]:
+    """The rows' token ids, and all columns."""
+    read = pq.read_table(CASE["rows"])
+    columns = {name: [torch.tensor(row) for row in read[name].to_pylist()] for name in read.column_names}
+    return columns["input_ids"], columns
+
+
+def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+    """Padded. Packed rows come with positions, which keep the texts in them apart, and need no mask."""
+    ids, columns = table()
+    padded = pad_sequence([ids[i] for i in rows], batch_first=True, padding_value=CASE["pad"])
+    target = pad_sequence([columns["labels"][i] for i in rows], batch_first=True, padding_value=-100)
+    made = {"input_ids": padded, "labels": target.squeeze(1) if CASE["one_label"] else target}
+    if "position_ids" not in columns:
+        return made | {"attention_mask": pad_sequence([torch.ones_like(ids[i]) for i in rows], batch_first=True)}
+    positions = [columns["position_ids"][i] for i in rows]
+    longest = padded.shape[1]
+    return made | {"position_ids": torch.stack([torch.cat([p, torch.arange(longest - len(p)) + p[-1] + 1]) for p in positions])}
+
+
 def batches() -> Iterator[dict[str, torch.Tensor]]:
     """A rank's batch of every step, in raybm's order."""
-    table = pq.read_table(CASE["rows"], columns=["input_ids", "labels"])
-    ids, labels = ([torch.tensor(row) for row in table[name].to_pylist()] for name in ("input_ids", "labels"))
     for step in CASE["order"]:
-        mine = step[dist.get_rank()]
-        mask = pad_sequence([torch.ones_like(ids[i]) for i in mine], batch_first=True)
-        padded = pad_sequence([ids[i] for i in mine], batch_first=True, padding_value=CASE["pad"])
-        target = pad_sequence([labels[i] for i in mine], batch_first=True, padding_value=-100)
-        yield {"input_ids": padded, "attention_mask": mask, "labels": target.squeeze(1) if CASE["one_label"] else target}
+        yield collate(step[dist.get_rank()])
 
 
 class Clock:

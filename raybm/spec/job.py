@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, ClassVar
 
@@ -12,7 +13,7 @@ from raybm.data import SourceSpec, StepSpec
 from raybm.data.exact_dedup import ExactDedup
 from raybm.data.normalize import Normalize
 from raybm.models.spec import ModelSpec
-from raybm.spec.train import TrainSpec
+from raybm.spec.train import EarlyStopping, TrainSpec, ZeroSpec
 from raybm.tasks import TaskSpec
 
 
@@ -42,7 +43,7 @@ class Split(Spec):
     """Shares dealt out by the digest of a row's content: the same row always lands in the same split."""
 
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the rows that choose the best checkpoint and stop training early."""
+    """Share of the rows that training is watched by: early stopping and the plateau schedule go by them."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the rows that only the evaluation sees."""
 
@@ -121,9 +122,13 @@ class JobSpec(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(("train.global_batch", "train.micro_batch", "train.micro_tokens", "resources.workers"), lambda *values: _batches(*values)),
         Check(("train.micro_tokens", "model.max_length"), lambda *values: _micro_tokens(*values)),
+        Check(("model.tokenizer", "model.ref", "task"), lambda *values: _tokenizer(*values)),
+        Check(("model.image", "model.ref", "task"), lambda *values: _image(*values)),
         Check(("train.schedule", "data.split.validation", "data.sources"), lambda *values: _plateau(*values)),
         Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
-        Check(("data.sources", "task"), lambda *values: _columns(*values)),
+        Check(("data.sources", "data.steps", "task"), lambda *values: _columns(*values)),
+        Check(("train.precision", "train.zero", "resources.gpus_per_worker"), lambda *values: _gpus(*values)),
+        Check(("train.early_stopping", "task"), lambda *values: _stopping(*values)),
         Check(("data.split.validation", "data.sources", "train.early_stopping"), lambda *values: _validation(*values)),
         Check(("storage",), lambda storage: _storage(storage)),
     )
@@ -143,6 +148,19 @@ def _micro_tokens(tokens: int | None, longest: int) -> tuple[str, str] | None:
     return None
 
 
+def _tokenizer(tokenizer: object, ref: str, task: TaskSpec) -> tuple[str, str] | None:
+    if tokenizer is None and ref.startswith("scratch:") and task.INPUT == "text":
+        return "a model from scratch needs a tokenizer.", "Add `tokenizer: {train: bpe, vocab_size: 8000}`."
+    return None
+
+
+def _image(image: object, ref: str, task: TaskSpec) -> tuple[str, str] | None:
+    takes = task.INPUT in ("image", "image_text")
+    if image is None and takes and ref.startswith("scratch:"):
+        return "a model from scratch does not say what pictures it takes.", "Add `image: {size: 224}`."
+    return (f"{task.kind} has no pictures.", "Drop `model.image`.") if image is not None and not takes else None
+
+
 def _plateau(schedule: str, share: float, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:
     if schedule == "plateau" and not share and not any(source.split == "validation" for source in sources):
         return "the plateau schedule needs a validation split.", "Give it a share, or a source with `split: validation`."
@@ -158,16 +176,36 @@ def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | 
     return (f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(task.METRICS)}.") if unknown else None
 
 
-def _columns(sources: tuple[SourceSpec, ...], task: TaskSpec) -> tuple[str, str] | None:
+def _columns(sources: tuple[SourceSpec, ...], steps: tuple[StepSpec, ...], task: TaskSpec) -> tuple[str, str] | None:
     groups = task.columns()
-    known = {name for group in groups for name in group}
+    known = {name for group in groups for name in group} | {name for step in steps for name in step.needs()}
     for source in sources:
-        given = set(source.columns)
-        if given and not given & known:
+        unread = [name for name in source.columns if name not in known]
+        if unread:
+            near = difflib.get_close_matches(unread[0], sorted(known), n=1)
+            needed = " or ".join(" + ".join(group) for group in groups)
             return (
-                f"{source.path} maps {', '.join(sorted(given))}, and {task.kind} needs {' or '.join(' + '.join(g) for g in groups)}.",
-                "Map those.",
+                f"{source.path} maps {', '.join(unread)}, which nothing reads; {task.kind} needs {needed}.",
+                f"Did you mean {near[0]!r}?" if near else "Map what the task or a step needs.",
             )
+    return None
+
+
+def _gpus(precision: str, zero: ZeroSpec, gpus: float) -> tuple[str, str] | None:
+    if gpus:
+        return None
+    if precision == "fp16":
+        return "fp16 is for GPUs, and the workers have none.", "Use fp32 or bf16, or set resources.gpus_per_worker."
+    if zero.offload_optimizer == "cpu" or zero.offload_parameters == "cpu":
+        return "there is no GPU to take anything off.", "Drop the offloading, or set resources.gpus_per_worker."
+    if zero.quantized_weights or zero.quantized_gradients or zero.secondary_partition:
+        return "ZeRO++ is for GPUs, and the workers have none.", "Drop it, or set resources.gpus_per_worker."
+    return None
+
+
+def _stopping(stopping: EarlyStopping | None, task: TaskSpec) -> tuple[str, str] | None:
+    if stopping is not None and stopping.metric == "accuracy" and not {"accuracy", "token_accuracy"} & set(task.METRICS):
+        return f"{task.kind} has no accuracy.", "Set train.early_stopping.metric: loss."
     return None
 
 

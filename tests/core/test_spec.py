@@ -94,7 +94,7 @@ def test_the_branch_of_a_wrong_kind_is_looked_at(tmp_path: Path) -> None:
 
 def test_a_missing_kind_says_which_there_are(tmp_path: Path) -> None:
     found = mistakes(tmp_path, GOOD.replace("kind: text_classification", "labels: [1, bad]"))
-    assert "required and missing. There are: text_classification, causal_lm" in found["task.kind"][1]
+    assert "required and missing. There are: text_classification, " in found["task.kind"][1]
     assert found["task.labels[0]"] == (3, '1: should be a valid string. Write it in quotes: "1".')
 
 
@@ -115,6 +115,30 @@ def test_checks_run_over_the_parts_that_are_valid(tmp_path: Path) -> None:
     assert found.keys() == {"train.epochs", "train.global_batch", "publish.gate"}
     assert found["train.global_batch"][1] == "33 samples cannot be dealt to 2 workers. Use a multiple of 2, such as 32."
     assert "macro_f1" in found["publish.gate"][1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "said"),
+    [
+        (["data.sources.0.columns={text: body, lable: stars}"], "data.sources", "maps lable, which nothing reads"),
+        (["train.precision=fp16"], "train.precision", "fp16 is for GPUs"),
+        (["train.zero={stage: 2, offload_optimizer: cpu}"], "train.precision", "no GPU to take anything off"),
+        (["train.zero={stage: 2, offload_parameters: cpu}", "resources.gpus_per_worker=1"], "train.zero", "needs ZeRO stage 3"),
+        (["train.optimizer=muon"], "train.optimizer", "whole matrices"),
+        (["train.micro_tokens=100"], "train.micro_tokens", "does not fit"),
+        (["train.schedule=plateau", "data.split.validation=0"], "train.schedule", "needs a validation split"),
+        (["train.early_stopping={metric: accuracy}", "task={kind: regression}"], "train.early_stopping", "has no accuracy"),
+        (["model={ref: 'scratch:bert', tokenizer: {train: char}, lora: {}}"], "model.lora", "no weights for adapters"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(tmp_path: Path, overrides: list[str], path: str, said: str) -> None:
+    found = mistakes(tmp_path, overrides=tuple(overrides))
+    assert any(where.startswith(path) and said in text for where, (_, text) in found.items()), found
+
+
+def test_a_step_may_read_a_column_that_the_task_does_not(tmp_path: Path) -> None:
+    rated = "data.steps=[{kind: bin_labels, column: rating, edges: [3], labels: [bad, good]}]"
+    assert job(tmp_path, overrides=("data.sources.0.columns={rating: stars}", rated)).data.steps
 
 
 def test_a_check_waits_while_a_value_that_it_needs_is_invalid(tmp_path: Path) -> None:
