@@ -105,6 +105,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     task = view.task.build()
     labels = task.labels(sorted(tally.labels))
     processor = processors.build(view.task.INPUT, view.model, context.storage, lambda: _texts(storage))
+    config = task.learn(processor, lambda: _rows(storage))
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         storage.upload(Path(folder), "processor")
@@ -122,6 +123,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     context.progress(f"prepare: {sum(tally.tokens.values()):,} tokens" + (f", {len(labels)} labels" if labels else ""))
     made = {
         "labels": list(labels),
+        "config": config,
         "rows": dict(sorted(tally.rows.items())),
         "tokens": dict(sorted(tally.tokens.items())),
         "dropped": dict(sorted(tally.dropped.items())),
@@ -234,13 +236,18 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def _texts(storage: Storage) -> Iterator[str]:
     """The training split's text, in order."""
+    for row in _rows(storage):
+        yield from texts(row)
+
+
+def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
+    """The training split, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for key in storage.keys("staged/train"):
         for batch in pq.ParquetFile(pa.BufferReader(storage.read(key))).iter_batches(1000):
-            for row in batch.to_pylist():
-                yield from texts(row)
+            yield from batch.to_pylist()
 
 
 # ---- Ray Data

@@ -190,7 +190,7 @@ def _rank(config: dict[str, Any]) -> None:
     processor = processors.load(view.task.INPUT, prepared.folder("processor"))
     task = view.task.build()
     zero.check_device(view.train, device.type)
-    start = _agreed(lambda: _start(view, config["storage"]))
+    start = _agreed(lambda: _start(view, dataset["config"], config["storage"]))
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
     with zero.sharded_from_the_start(view.train, view.workers, device.type):
         model = task.model(*start, dataset["labels"], processor)
@@ -213,14 +213,14 @@ def _rank(config: dict[str, Any]) -> None:
     dist.barrier()
 
 
-def _start(view: View, storage: Storage) -> tuple[Path | None, dict[str, Any]]:
-    """Where the weights come from: a folder on this node, or the config of a new model."""
+def _start(view: View, learnt: Mapping[str, Any], storage: Storage) -> tuple[Path | None, dict[str, Any]]:
+    """Where the weights come from: a folder on this node, or the config of a new model; `learnt` from the data goes into either's."""
     scheme, _, rest = view.model.ref.partition(":")
     if scheme == "scratch":
-        return None, {"model_type": rest, **view.model.config}
+        return None, {"model_type": rest, **view.model.config, **learnt}
     from raybm.models.references import resolve
 
-    return resolve(view.model.ref, storage), {}
+    return resolve(view.model.ref, storage), dict(learnt)
 
 
 def _agreed(work: Callable[[], T]) -> T:

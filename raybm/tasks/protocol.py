@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +57,21 @@ class Task(Protocol):
     def labels(self, seen: Sequence[str]) -> tuple[str, ...]:
         """The label set, from the distinct labels of the training split, sorted. Raises DataError."""
         return ()
+
+    def learn(self, processor: Any, rows: Callable[[], Iterator[Row]]) -> dict[str, Any]:
+        """What the training rows say before any is encoded: may complete the processor, and returns fields for the model's config
+        (the scale of a regression's targets). `rows` reads them from the start each time."""
+        return {}
+
+    def published(self, model: Any) -> PreTrainedModel:
+        """The part of what `model` gave that is adapted, and saved in the end."""
+        trained: PreTrainedModel = model
+        return trained
+
+    def compare(self, model: Any, start: Callable[[], Path], processor: Any) -> None:
+        """Before trained weights are evaluated, for tasks whose loss compares them with those that training started from: takes these
+        from the folder `start()`."""
+        return None
 
     def pack(self, rows: Sequence[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
         """Encoded rows → the sequences to train on, perhaps several rows in one."""

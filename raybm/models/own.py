@@ -1,0 +1,22 @@
+"""The modules of our own in transformers' interface, made known to its Auto classes: then `scratch:raybm_rnn`, or a saved folder of one,
+is built and loaded like any other model."""
+
+from __future__ import annotations
+
+from functools import cache
+
+
+@cache
+def register() -> None:
+    """Called by what builds a model, before it asks an Auto class."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from raybm.models.recurrent import RnnConfig, RnnForCausalLM, RnnForSequenceClassification
+    from raybm.models.tabular import MlpConfig, MlpForTables
+    from raybm.models.textcnn import TextCnnConfig, TextCnnForSequenceClassification
+
+    for config in (RnnConfig, TextCnnConfig, MlpConfig):
+        AutoConfig.register(config.model_type, config)
+    for model in (RnnForSequenceClassification, TextCnnForSequenceClassification, MlpForTables):
+        AutoModelForSequenceClassification.register(model.config_class, model)
+    AutoModelForCausalLM.register(RnnConfig, RnnForCausalLM)
