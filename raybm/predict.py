@@ -247,8 +247,13 @@ def _schema(signature: Signature, columns: Sequence[str]) -> pa.Schema:
     types: dict[str, Any] = {
         "label": pa.string(),
         "score": pa.float64(),
-        "scores": pa.struct([(label, pa.float64()) for label in signature.labels]),
+        "scores": pa.struct([(label, pa.float64()) for label in signature.labels]) if signature.labels else pa.list_(pa.float64()),
         "text": pa.string(),
+        "tags": pa.list_(pa.string()),
+        "answer": pa.string(),
+        "start": pa.int64(),
+        "end": pa.int64(),
+        "fills": pa.list_(pa.string()),
         "embedding": pa.list_(pa.float32()),
     }
     inputs = [field for field in schema(columns) if not field.name.startswith("_")]

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from raybm.data.bin_labels import BinLabels
+from raybm.data.conll import Conll
 from raybm.data.conversations import Conversations
 from raybm.data.delimited import Csv, Tsv
 from raybm.data.exact_dedup import ExactDedup
@@ -13,5 +14,5 @@ from raybm.data.normalize import Normalize
 from raybm.data.sample import Sample
 from raybm.data.text import Text
 
-SourceSpec = Annotated[Jsonl | Csv | Tsv | Text | Conversations, Field(discriminator="kind")]
+SourceSpec = Annotated[Jsonl | Csv | Tsv | Text | Conll | Conversations, Field(discriminator="kind")]
 StepSpec = Annotated[Normalize | ExactDedup | BinLabels | Sample, Field(discriminator="kind")]

@@ -25,8 +25,7 @@ def infer_signature(folder: Path) -> Signature:
     architecture = (config.get("architectures") or [""])[0]
     length = _length(config, folder)
     if architecture.endswith("ForSequenceClassification"):
-        names = config.get("id2label") or {}
-        labels = tuple(str(names[key]) for key in sorted(names, key=int)) or tuple(f"LABEL_{i}" for i in range(config.get("num_labels", 2)))
+        labels = _labels(config)
         if len(labels) < 2:
             raise Unsupported(
                 f"{architecture} with one output is a regression.",
@@ -41,6 +40,36 @@ def infer_signature(folder: Path) -> Signature:
             labels=labels,
             max_length=length,
         )
+    if architecture.endswith("ForTokenClassification"):
+        return Signature(
+            problem="token_classification",
+            protocols=("predicts",),
+            inputs=("tokens",),
+            outputs=("tags",),
+            labels=_labels(config),
+            max_length=length,
+        )
+    if architecture.endswith("ForImageClassification"):
+        return Signature(
+            problem="image_classification",
+            protocols=("predicts",),
+            inputs=("image",),
+            outputs=("label", "score", "scores"),
+            labels=_labels(config),
+            max_length=length,
+        )
+    if architecture.endswith("Model") and {"vision_config", "text_config"} <= set(config):
+        return Signature(
+            problem="image_text", protocols=("embeds", "predicts"), inputs=("image", "text"), outputs=("embedding",), max_length=length
+        )
+    if architecture.endswith("ForQuestionAnswering"):
+        return Signature(
+            problem="question_answering",
+            protocols=("predicts",),
+            inputs=("question", "context"),
+            outputs=("answer", "score", "start", "end"),
+            max_length=length,
+        )
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return Signature(problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=length)
     if architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining")) and not config.get("is_encoder_decoder"):
@@ -50,6 +79,11 @@ def infer_signature(folder: Path) -> Signature:
         where=str(folder),
         remedy="It takes …ForSequenceClassification, …ForCausalLM and encoders, or a folder with a signature.json.",
     )
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label") or {}
+    return tuple(str(names[key]) for key in sorted(names, key=int)) or tuple(f"LABEL_{i}" for i in range(config.get("num_labels", 2)))
 
 
 def positions(folder: Path) -> int | None:

@@ -5,6 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from raybm.tasks.causal_lm.spec import CausalLm
+from raybm.tasks.masked_lm.spec import MaskedLm
+from raybm.tasks.question_answering.spec import QuestionAnswering
 from raybm.tasks.text_classification.spec import TextClassification
+from raybm.tasks.token_classification.spec import TokenClassification
 
-TaskSpec = Annotated[TextClassification | CausalLm, Field(discriminator="kind")]
+TaskSpec = Annotated[TextClassification | TokenClassification | QuestionAnswering | CausalLm | MaskedLm, Field(discriminator="kind")]

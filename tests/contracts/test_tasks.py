@@ -14,6 +14,9 @@ MEMBERS = get_args(get_args(TaskSpec)[0])
 TEXTS = ("the cat sat on the mat", "a dog ran", "birds sing at dawn", "rain")
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text_classification": [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(TEXTS)],
+    "token_classification": [{"tokens": text.split(), "tags": ["B-X", *["O"] * text.count(" ")]} for text in TEXTS],
+    "question_answering": [{"question": text[:9], "context": text, "answer": text.split()[-1]} for text in TEXTS],
+    "masked_lm": [{"text": text} for text in TEXTS],
     "causal_lm": [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]} for text in TEXTS],
 }
 CONFIG: dict[str, dict[str, Any]] = {
@@ -26,6 +29,7 @@ CONFIG: dict[str, dict[str, Any]] = {
     },
     "causal_lm": {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
 }
+CONFIG |= dict.fromkeys(("token_classification", "question_answering", "masked_lm"), CONFIG["text_classification"])
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +38,11 @@ def tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", *alphabet])}
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", "<mask>", *alphabet])}
     bytes_ = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bytes_, pad_token="<pad>", eos_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_, pad_token="<pad>", eos_token="<end>", mask_token="<mask>")
 
 
 @pytest.fixture(params=MEMBERS, ids=lambda member: member.model_fields["kind"].default)
@@ -55,7 +59,7 @@ def task(kind: str) -> Task:
 
 def test_encode_collate_loss(kind: str, task: Task, tokenizer: Any) -> None:
     rows = ROWS[kind]
-    labels = task.labels(sorted({row["label"] for row in rows if "label" in row}))
+    labels = task.labels(sorted({label for row in rows for label in ([row["label"]] if "label" in row else row.get("tags", []))}))
     made = task.encode(rows, tokenizer, labels, 64)
     assert len(made) == len(rows)
     assert made == task.encode(rows, tokenizer, labels, 64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from raybm.core.errors import DataError, SpecError
-from raybm.data import Conversations, Csv, Jsonl, Text, Tsv
+from raybm.data import Conll, Conversations, Csv, Jsonl, Text, Tsv
 from raybm.data.files import expand
 from raybm.data.reading import Facts, Wanted, frames
 from raybm.data.source import Source
@@ -161,3 +162,17 @@ def test_frames_are_cut_by_size_and_keep_every_row(tmp_path: Path) -> None:
     *found, facts = frames(Jsonl(path=path), 0, 0, expand(path)[0], CLASSES, 20_000)
     labels = [label for frame in found for label in frame["label"]]  # type: ignore[index]
     assert len(found) > 10 and labels == [str(i) for i in range(3000)] and isinstance(facts, Facts) and facts.rows == 3000
+
+
+def test_conll_reads_sentences_by_position(tmp_path: Path) -> None:
+    data = "-DOCSTART- -X- O\n\nAda NNP B-PER\nspoke VBD O\n\n\nhm\nin IN O\n\nRome NNP B-LOC"
+    rows = list(Conll(path="x").rows(StringIO(data)))
+    assert rows == [
+        (3, {"tokens": ["Ada", "spoke"], "tags": ["B-PER", "O"]}),
+        (7, {"tokens": ["hm", "in"], "tags": ["hm", "O"]}),
+        (10, {"tokens": ["Rome"], "tags": ["B-LOC"]}),
+    ]
+    assert list(Conll(path="x", token=1, tag=0, delimiter="\t").rows(StringIO("O\t\u3000\r\nB-X\t她\r\n\r\nO\r\n"))) == [
+        (1, {"tokens": ["\u3000", "她"], "tags": ["O", "B-X"]}),
+        (4, "line 4 has 1 column(s)"),
+    ]

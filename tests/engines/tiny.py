@@ -7,7 +7,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from raybm.core.signature import Signature
 
@@ -32,10 +42,13 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 def text_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def language_model(folder: Path, context: int = 128) -> Path:
@@ -94,4 +107,23 @@ def embedder(folder: Path) -> Path:
     BertModel(_bert()).save_pretrained(folder)
     text_tokenizer().save_pretrained(folder)
     Signature(problem="embedding", protocols=("embeds",), inputs=("text",), outputs=("embedding",), max_length=32).write(folder)
+    return folder
+
+
+def tagger(folder: Path, labels: tuple[str, ...] = ("B-X", "I-X", "O")) -> Path:
+    BertForTokenClassification(_bert(id2label=dict(enumerate(labels)))).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def reader(folder: Path) -> Path:
+    BertForQuestionAnswering(_bert()).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def filler(folder: Path) -> Path:
+    BertForMaskedLM(_bert()).save_pretrained(folder)
+    text_tokenizer().save_pretrained(folder)
+    Signature(problem="masked_lm", protocols=("predicts",), inputs=("text",), outputs=("fills", "scores"), max_length=32).write(folder)
     return folder

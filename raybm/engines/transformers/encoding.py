@@ -20,7 +20,7 @@ Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (ro
 
 
 class Encoder:
-    """An encoder with its tokenizer; what its two kinds share."""
+    """An encoder with its tokenizer; what its kinds share."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
         self.model, self.tokenizer, self.signature, self.max_batch = model, tokenizer, signature, max_batch
@@ -35,18 +35,23 @@ class Encoder:
         self.closed = True
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """The places of some texts and their padded inputs, the longest first: what does not fit in memory fails at once."""
+        """`padded`, of texts."""
         self.check()
         if not texts:
             return
         with self.tokenizing:
             encoded = self.tokenizer(list(texts), truncation=True, max_length=self.signature.max_length)
         names = [name for name in self.tokenizer.model_input_names if name in encoded]
-        order = sorted(range(len(texts)), key=lambda i: -len(encoded["input_ids"][i]))
+        yield from self.padded([{name: encoded[name][i] for name in names} for i in range(len(texts))])
+
+    def padded(self, rows: Sequence[Mapping[str, list[int]]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """The places of some rows of token ids and their inputs, padded on the right; the longest first: what does not fit in memory
+        fails at once."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
         for start in range(0, len(order), self.max_batch):
             places = order[start : start + self.max_batch]
             with self.tokenizing:
-                batch = self.tokenizer.pad({name: [encoded[name][i] for i in places] for name in names}, return_tensors="pt")
+                batch = self.tokenizer.pad([rows[i] for i in places], return_tensors="pt", padding_side="right")
             yield places, {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
 
@@ -63,7 +68,7 @@ class Classifier(Encoder):
         self.labels = signature.labels or tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        texts = [_text(row, i) for i, row in enumerate(rows)]
+        texts = [text_of(row, i) for i, row in enumerate(rows)]
         answers: dict[int, dict[str, Any]] = {}
         for places, inputs in self._batches(texts):
             with torch.inference_mode():
@@ -99,7 +104,7 @@ class Embedder(Encoder):
         return Embeddings(vectors, tuple(tokens))
 
 
-def _text(row: Mapping[str, Any], number: int) -> str:
+def text_of(row: Mapping[str, Any], number: int) -> str:
     text = row.get("text")
     if not isinstance(text, str):
         raise UserError(

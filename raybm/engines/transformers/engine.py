@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from raybm.core.errors import Unsupported
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Engine
 from raybm.engines.transformers.encoding import Classifier, Embedder
+from raybm.engines.transformers.filling import Filler
 from raybm.engines.transformers.generation import Generator
+from raybm.engines.transformers.reading import Reader
 from raybm.engines.transformers.spec import Transformers
+from raybm.engines.transformers.tagging import Tagger
 from raybm.models.signature import infer_signature
 
 logger = logging.getLogger(__name__)
@@ -25,13 +36,19 @@ TYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
 Builder = Callable[[Any, Any, Signature, Transformers, Path], Engine]
 """Model, processor, signature, spec, folder → engine."""
 
+
+def _batched(kind: Callable[[Any, Any, Signature, int], Engine]) -> Builder:
+    """An engine that needs no more than how many rows to compute together."""
+    return lambda model, processor, signature, spec, _: kind(model, processor, signature, spec.max_batch)
+
+
+
 PROBLEMS: dict[str, tuple[Any, Any, Builder]] = {
     "causal_lm": (AutoModelForCausalLM, AutoTokenizer, lambda *parts: Generator(*parts[:4])),
-    "text_classification": (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        lambda model, tokenizer, signature, spec, _: Classifier(model, tokenizer, signature, spec.max_batch),
-    ),
+    "text_classification": (AutoModelForSequenceClassification, AutoTokenizer, _batched(Classifier)),
+    "token_classification": (AutoModelForTokenClassification, AutoTokenizer, _batched(Tagger)),
+    "question_answering": (AutoModelForQuestionAnswering, AutoTokenizer, _batched(Reader)),
+    "masked_lm": (AutoModelForMaskedLM, AutoTokenizer, _batched(Filler)),
     "embedding": (
         AutoModel,
         AutoTokenizer,

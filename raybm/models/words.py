@@ -1,0 +1,37 @@
+"""Words that are already parted, as a tokenizer's pieces: which piece stands for which word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Token ids of words, and the words whose first piece stands at each place; None for further pieces and special tokens."""
+
+    row: int
+    ids: list[int]
+    words: list[int | None]
+
+
+def pieces(tokenizer: Any, rows: Sequence[Sequence[str]], max_length: int) -> list[Pieces]:
+    """Every row's words in sequences of at most `max_length` tokens, special tokens included: one, or more where they do not fit.
+    A word stands in one of them, or in none where the tokenizer makes nothing of it."""
+    if not rows:
+        return []
+    encoded = tokenizer(
+        [list(words) for words in rows], is_split_into_words=True, truncation=True, max_length=max_length, return_overflowing_tokens=True
+    )
+    made: list[Pieces] = []
+    seen: set[tuple[int, int]] = set()
+    for place, row in enumerate(encoded["overflow_to_sample_mapping"]):
+        firsts: list[int | None] = []
+        for word in encoded.word_ids(place):
+            new = word is not None and (row, word) not in seen
+            firsts.append(word if new else None)
+            if new:
+                seen.add((row, word))
+        made.append(Pieces(row, encoded["input_ids"][place], firsts))
+    return made
