@@ -27,7 +27,8 @@ STAGES = ("prepare", "train", "evaluate", "publish")
 BAD_SHOWN = 20
 CONFUSIONS_SHOWN = 10
 MATRIX_MAX = 60  # classes; beyond, only the most frequent confusions are readable
-HEADLINES = ("macro_f1", "perplexity", "accuracy", "loss")
+HEADLINES = ("macro_f1", "f1", "rmse", "chrf", "recall_at_1", "perplexity", "accuracy", "loss")
+NO_SHARES = ("loss", "perplexity", "rmse", "mae", "bleu", "chrf")
 SPLITS = ("train", "validation", "test")
 NAMES = {"f1": "F1", "lm": "LM"}
 
@@ -152,7 +153,7 @@ def _scores(evaluation: Mapping[str, Any]) -> Iterator[ScoreRow]:
     for split, scores, beside in _splits(evaluation, baseline):
         yield ScoreRow(split, "model", scores, beside)
         if beside:
-            yield ScoreRow(split, "linear TF-IDF", beside)
+            yield ScoreRow(split, "baseline", beside)
 
 
 def _metrics(scores: list[ScoreRow], headline: Mapping[str, Any] | None) -> list[str]:
@@ -182,7 +183,7 @@ def _headline(job: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str
 
 def _gaps(scores: list[ScoreRow], metric: str) -> list[dict[str, Any]]:
     """By how many points the model is ahead of the baseline on each split; for metrics that are shares."""
-    if metric in ("loss", "perplexity"):
+    if metric in NO_SHARES:
         return []
     gaps = [
         (row.split, 100 * (row.scores[metric] - row.beside[metric]))

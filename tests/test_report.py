@@ -182,7 +182,7 @@ def test_the_page_shows_what_ran_and_what_came_out(tmp_path: Path) -> None:
         "✗ gate: accuracy 0.8610 is not >= 0.99",
         "published as reviews@3, now reviews@prod",
         "slice amazon",
-        "linear TF-IDF 0.7750",
+        "baseline 0.7750",
         "+8.5 points",
         "+18.9 points",
         "9,079 rows read",

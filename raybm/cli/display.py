@@ -55,7 +55,7 @@ class Display:
         if kind == "train":
             self._on_train(fields)
         elif kind == "validate":
-            self._print(f"  validation at step {fields['step']:,}: loss {fields['loss']:.4f}, accuracy {fields['accuracy']:.4f}")
+            self._print(f"  validation at step {fields['step']:,}: {_scores(fields)}")
         elif kind == "resume":
             with self._lock:
                 self._pace = Pace(fields["step"])
@@ -76,7 +76,7 @@ class Display:
             self._print(f"  step {fields['step']:,} of {fields['steps']:,}: {self._numbers(fields)}")
 
     def _numbers(self, fields: dict[str, Any]) -> str:
-        text = f"loss {fields['loss']:.4f}, accuracy {fields['accuracy']:.4f}, {fields['tokens_per_s']:,.0f} tokens/s"
+        text = f"{_scores(fields)}, {fields['tokens_per_s']:,.0f} tokens/s"
         left = self._pace.seconds_left(fields["steps"])
         return f"{text}, {duration(left)} left" if left else text
 
@@ -94,6 +94,10 @@ class Display:
         numbers = Text(self._numbers(fields), overflow="ellipsis", no_wrap=True)
         row.add_row(self._spinner, Text(f"train {step:,}/{steps:,}", "bold"), ProgressBar(steps, step, width=16), numbers)
         return row
+
+
+def _scores(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {fields[name]:.4f}" for name in ("loss", "accuracy") if name in fields)
 
 
 class Pace:

@@ -31,6 +31,19 @@ INPUTS = ("prepare", "train", "evaluate")
 CODE = ("core", "models", "stages/publish.py", "stages/model_card.md.j2", "stages/data_card.md.j2")
 ON_RAY = False
 outside = None
+DOES: dict[str, tuple[str, str]] = {
+    "text_classification": ("text-classification", "Puts a text into one of {labels} classes"),
+    "regression": ("", "Predicts a number from {inputs}"),
+    "token_classification": ("token-classification", "Marks the words of a text by {labels} tags"),
+    "question_answering": ("question-answering", "Finds the answer to a question in a text"),
+    "embedding": ("feature-extraction", "Turns a text into a vector; those of texts that belong together are close"),
+    "masked_lm": ("fill-mask", "Fills gaps in a text"),
+    "seq2seq": ("text2text-generation", "Writes a text from a text"),
+    "image_classification": ("image-classification", "Puts a picture into one of {labels} classes"),
+    "image_text": ("zero-shot-image-classification", "Turns pictures and texts into vectors; those that belong together are close"),
+    "causal_lm": ("text-generation", "Continues a text, or answers in a conversation"),
+}
+"""A signature's problem → the hub's name for what such models do, and a sentence for people."""
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
@@ -124,15 +137,21 @@ def model_card(view: View, signature: Signature, license: str | None, evaluation
     scheme, _, rest = str(context.job["model"]["ref"]).partition(":")
     columns, metrics = _columns(evaluation)
     settings = {**context.job["train"], "workers": context.job["resources"]["workers"], "seed": context.job["seed"], **train.metrics}
+    tag, does = DOES[signature.problem]
+    if "labels" in signature.outputs:
+        does = "Gives a text those that fit it of {labels} labels"
     card: str = _template("model_card.md.j2").render(
         name=view.publish.name or view.name,
         publish=view.publish,
         signature=signature,
+        tag=tag,
+        does=does.format(labels=len(signature.labels), inputs=", ".join(signature.inputs)),
+        own=rest.startswith("raybm_"),
         license=license,
         evaluation=evaluation,
         columns=columns,
         metrics=metrics,
-        compared=next((metric for metric in ("macro_f1", "perplexity", "loss") if metric in metrics), ""),
+        compared=next((metric for metric in ("macro_f1", "f1", "rmse", "perplexity", "loss") if metric in metrics), ""),
         data=data,
         dropped=sum(data["dropped"].values()),
         job=context.job,

@@ -7,7 +7,10 @@ from pydantic import Field
 from raybm.tasks.causal_lm.spec import CausalLm
 from raybm.tasks.masked_lm.spec import MaskedLm
 from raybm.tasks.question_answering.spec import QuestionAnswering
+from raybm.tasks.regression.spec import Regression
 from raybm.tasks.text_classification.spec import TextClassification
 from raybm.tasks.token_classification.spec import TokenClassification
 
-TaskSpec = Annotated[TextClassification | TokenClassification | QuestionAnswering | CausalLm | MaskedLm, Field(discriminator="kind")]
+TaskSpec = Annotated[
+    TextClassification | Regression | TokenClassification | QuestionAnswering | CausalLm | MaskedLm, Field(discriminator="kind")
+]

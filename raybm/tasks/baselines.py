@@ -1,8 +1,8 @@
-"""Simple models that a model of ours has to beat, shared by tasks on text."""
+"""Simple models that a model of ours has to beat, shared by tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 WORDS = {"token_pattern": r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+", "ngram_range": (1, 2), "sublinear_tf": True}
@@ -16,3 +16,44 @@ def linear_text_classifier(texts: Sequence[str], labels: Sequence[str], seed: in
     from sklearn.svm import LinearSVC
 
     return make_pipeline(TfidfVectorizer(**WORDS), LinearSVC(random_state=seed)).fit(texts, labels)
+
+
+def linear_text_tagger(
+    texts: Sequence[str], tags: Sequence[Sequence[str]], labels: Sequence[str], seed: int
+) -> Callable[[Sequence[str]], list[list[str]]]:
+    """A linear support vector machine over TF-IDF for each of `labels` against the rest: texts → the labels of each."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
+
+    wanted = np.array([[int(label in of_text) for label in labels] for of_text in tags])
+    model = make_pipeline(TfidfVectorizer(**WORDS), OneVsRestClassifier(LinearSVC(random_state=seed))).fit(texts, wanted)
+    return lambda texts: [[label for label, yes in zip(labels, row, strict=True) if yes] for row in model.predict(texts)]
+
+
+def linear_text_regression(texts: Sequence[str], targets: Sequence[float]) -> Any:
+    """Ridge regression over TF-IDF; has scikit-learn's `predict(texts)`."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(TfidfVectorizer(**WORDS), Ridge()).fit(texts, targets)
+
+
+def linear_table_regression(
+    rows: Sequence[Mapping[str, Any]], numeric: Sequence[str], categorical: Sequence[str], targets: Sequence[float]
+) -> Callable[[Sequence[Mapping[str, Any]]], list[float]]:
+    """Ridge regression over standardised numbers and one-hot categories, its penalty chosen by leave-one-out validation."""
+    import numpy as np
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def features(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: float(row[name]) for name in numeric} | {name: str(row[name]) for name in categorical} for row in rows]
+
+    model = make_pipeline(DictVectorizer(sparse=False), StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))).fit(features(rows), targets)
+    return lambda rows: [float(value) for value in model.predict(features(rows))]

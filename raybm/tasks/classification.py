@@ -30,15 +30,22 @@ def head_config(labels: Sequence[str]) -> dict[str, Any]:
 def scores(predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
     """`label` of the predictions beside `label` of the rows: accuracy, precision, recall and F1 over all and by class, the confusion."""
     truth, said = [row["label"] for row in rows], [prediction["label"] for prediction in predictions]
-    found: dict[str, Any] = {"rows": len(truth), "accuracy": float(accuracy_score(truth, said))}
+    found = {"rows": len(truth), "accuracy": float(accuracy_score(truth, said)), **averages(truth, said, labels, labels=list(labels))}
+    found["confusion"] = confusion_matrix(truth, said, labels=list(labels)).tolist()  # rows: truth, columns: prediction
+    return found
+
+
+def averages(truth: Any, said: Any, names: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """Precision, recall and F1 over all, by class on average, and of each class. `truth` and `said`: labels, or a column of 0 and 1 for
+    each of `names`; `settings` go to scikit-learn."""
+    found: dict[str, Any] = {}
     for average in ("micro", "macro"):
-        precision, recall, f1, _ = precision_recall_fscore_support(truth, said, labels=list(labels), average=average, zero_division=0)
+        precision, recall, f1, _ = precision_recall_fscore_support(truth, said, average=average, zero_division=0, **settings)
         found |= {f"{average}_precision": float(precision), f"{average}_recall": float(recall), f"{average}_f1": float(f1)}
-    each = np.stack(precision_recall_fscore_support(truth, said, labels=list(labels), average=None, zero_division=0), axis=1)
+    each = np.stack(precision_recall_fscore_support(truth, said, average=None, zero_division=0, **settings), axis=1)
     found["per_class"] = {
         label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-        for label, (p, r, f, n) in zip(labels, each, strict=True)
+        for label, (p, r, f, n) in zip(names, each, strict=True)
     }
-    found["labels"] = list(labels)
-    found["confusion"] = confusion_matrix(truth, said, labels=list(labels)).tolist()  # rows: truth, columns: prediction
+    found["labels"] = list(names)
     return found

@@ -149,7 +149,7 @@ def test_the_folder_holds_all_that_others_need(finished: Finished) -> None:
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "Apache-2.0" and yaml.safe_load(front)["pipeline_tag"] == "text-classification"
     for fact in (
-        "| | test split | linear | slice amazon | linear |",
+        "| | test split | baseline | slice amazon | baseline |",
         "| macro_f1 | 0.8 | 0.6 | 0.5 | 0.4 |",
         "| a\\|b | 0.7 | 0.8 | 0.75 | 50 |",
         "1,023 rows read, 3 unusable, 20 set aside",

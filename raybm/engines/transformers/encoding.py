@@ -18,6 +18,8 @@ from raybm.engines.protocol import Embeddings
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (rows, tokens, width), mask (rows, tokens) → (rows, width)
 
+THRESHOLD = 0.5  # of the probability with which one label of several is given
+
 
 class Encoder:
     """An encoder with its tokenizer; what its kinds share."""
@@ -56,15 +58,14 @@ class Encoder:
 
 
 class Classifier(Encoder):
-    """One label out of several (Predicts)."""
+    """One label out of several, or those of several that are likelier than not (Predicts)."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
         super().__init__(model, tokenizer, signature, max_batch)
         config = model.config
-        if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
-            raise Unsupported(
-                f"this model's problem is {config.problem_type or 'regression'}.", remedy="Only one label out of several is known."
-            )
+        self.several = config.problem_type == "multi_label_classification"
+        if config.problem_type == "regression" or config.num_labels < 2 and not self.several:
+            raise Unsupported("this model's problem is regression.", remedy='Say so in its signature.json: "problem": "regression".')
         self.labels = signature.labels or tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -72,13 +73,19 @@ class Classifier(Encoder):
         answers: dict[int, dict[str, Any]] = {}
         for places, inputs in self._batches(texts):
             with torch.inference_mode():
-                shares = torch.softmax(self.model(**inputs).logits.float(), dim=-1)
+                logits = self.model(**inputs).logits.float()
+                shares = torch.sigmoid(logits) if self.several else torch.softmax(logits, dim=-1)
             lengths = inputs["attention_mask"].sum(1).tolist()
             for place, share, tokens in zip(places, shares.tolist(), lengths, strict=True):
-                best = max(range(len(share)), key=share.__getitem__)
                 scores = dict(zip(self.labels, share, strict=True))
-                answers[place] = {"label": self.labels[best], "score": share[best], "scores": scores, "tokens": tokens}
+                answers[place] = {**self._chosen(scores), "scores": scores, "tokens": tokens}
         return [answers[i] for i in range(len(rows))]
+
+    def _chosen(self, scores: Mapping[str, float]) -> dict[str, Any]:
+        if self.several:
+            return {"labels": [label for label, score in scores.items() if score >= THRESHOLD]}
+        best = max(scores, key=scores.__getitem__)
+        return {"label": best, "score": scores[best]}
 
 
 class Embedder(Encoder):

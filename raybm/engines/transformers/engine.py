@@ -25,8 +25,10 @@ from raybm.engines.transformers.encoding import Classifier, Embedder
 from raybm.engines.transformers.filling import Filler
 from raybm.engines.transformers.generation import Generator
 from raybm.engines.transformers.reading import Reader
+from raybm.engines.transformers.regression import TextOrColumns, regressor
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.tagging import Tagger
+from raybm.models import own
 from raybm.models.signature import infer_signature
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def _batched(kind: Callable[[Any, Any, Signature, int], Engine]) -> Builder:
 PROBLEMS: dict[str, tuple[Any, Any, Builder]] = {
     "causal_lm": (AutoModelForCausalLM, AutoTokenizer, lambda *parts: Generator(*parts[:4])),
     "text_classification": (AutoModelForSequenceClassification, AutoTokenizer, _batched(Classifier)),
+    "regression": (AutoModelForSequenceClassification, TextOrColumns, _batched(regressor)),
     "token_classification": (AutoModelForTokenClassification, AutoTokenizer, _batched(Tagger)),
     "question_answering": (AutoModelForQuestionAnswering, AutoTokenizer, _batched(Reader)),
     "masked_lm": (AutoModelForMaskedLM, AutoTokenizer, _batched(Filler)),
@@ -64,8 +67,12 @@ def build(spec: Transformers, folder: Path) -> Engine:
     if signature.problem not in PROBLEMS:
         raise Unsupported(f"a model for {signature.problem} is nothing it can serve.", where=str(folder), remedy="See its signature.json.")
     family, processors, builder = PROBLEMS[signature.problem]
+    own.register()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = family.from_pretrained(folder, dtype=TYPES[spec.precision], use_safetensors=True, local_files_only=True).to(device).eval()
     processor = processors.from_pretrained(folder, local_files_only=True)
+    if signature.problem == "causal_lm" and not model.can_generate():
+        what = f"a {model.config.model_type} model has no key/value cache to generate with."
+        raise Unsupported(what, where=str(folder), remedy="It can be trained and evaluated; serve a Transformer.")
     logger.info("%s on %s, %s", signature.problem, device, model.dtype)
     return builder(model, processor, signature, spec, folder)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from raybm.core.signature import Signature
+from raybm.models import own
 from raybm.tasks.baselines import linear_text_classifier
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.classification import head_config, label_set, scores
@@ -38,6 +39,7 @@ class TextClassificationTask(Task):
         ]
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
+        own.register()
         head = head_config(labels)
         if folder is not None:
             return AutoModelForSequenceClassification.from_pretrained(folder, **config, **head, dtype=torch.float32, use_safetensors=True)
@@ -55,7 +57,8 @@ class TextClassificationTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
         labels = batch["labels"]
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        smoothing = self.spec.label_smoothing if model.training else 0.0
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
         return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
