@@ -249,6 +249,8 @@ def _schema(signature: Signature, columns: Sequence[str]) -> pa.Schema:
         "score": pa.float64(),
         "scores": pa.struct([(label, pa.float64()) for label in signature.labels]) if signature.labels else pa.list_(pa.float64()),
         "text": pa.string(),
+        "labels": pa.list_(pa.string()),
+        "value": pa.float64(),
         "tags": pa.list_(pa.string()),
         "answer": pa.string(),
         "start": pa.int64(),

@@ -26,17 +26,14 @@ def infer_signature(folder: Path) -> Signature:
     length = _length(config, folder)
     if architecture.endswith("ForSequenceClassification"):
         labels = _labels(config)
-        if len(labels) < 2:
-            raise Unsupported(
-                f"{architecture} with one output is a regression.",
-                where=str(folder),
-                remedy="raybm serves classifiers of two classes or more.",
-            )
+        several = config.get("problem_type") == "multi_label_classification"
+        if len(labels) == 1 and not several:
+            return Signature(problem="regression", protocols=("predicts",), inputs=("text",), outputs=("value",), max_length=length)
         return Signature(
             problem="text_classification",
             protocols=("predicts",),
             inputs=("text",),
-            outputs=("label", "score", "scores"),
+            outputs=("labels", "scores") if several else ("label", "score", "scores"),
             labels=labels,
             max_length=length,
         )

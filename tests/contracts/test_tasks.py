@@ -16,6 +16,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "text_classification": [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(TEXTS)],
     "token_classification": [{"tokens": text.split(), "tags": ["B-X", *["O"] * text.count(" ")]} for text in TEXTS],
     "question_answering": [{"question": text[:9], "context": text, "answer": text.split()[-1]} for text in TEXTS],
+    "regression": [{"text": text, "label": str(len(text) / 4)} for text in TEXTS],
     "masked_lm": [{"text": text} for text in TEXTS],
     "causal_lm": [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]} for text in TEXTS],
 }
@@ -29,7 +30,7 @@ CONFIG: dict[str, dict[str, Any]] = {
     },
     "causal_lm": {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
 }
-CONFIG |= dict.fromkeys(("token_classification", "question_answering", "masked_lm"), CONFIG["text_classification"])
+CONFIG |= dict.fromkeys(("regression", "token_classification", "question_answering", "masked_lm"), CONFIG["text_classification"])
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +69,22 @@ def test_encode_collate_loss(kind: str, task: Task, tokenizer: Any) -> None:
     assert all(isinstance(i, int | float) for row in encoded for column in row.values() for i in column)
 
     torch.manual_seed(0)
-    model = task.model(None, CONFIG[kind], labels, tokenizer).eval()
+    config = CONFIG[kind] | task.learn(tokenizer, lambda: iter(rows))
+    model = task.model(None, config, labels, tokenizer).eval()
     whole = task.collate(encoded, tokenizer)
     together = task.loss(model, whole)
     alone = [task.loss(model, task.collate([row], tokenizer)) for row in encoded]
     assert together.total.item() == pytest.approx(sum(loss.total.item() for loss in alone), rel=1e-5)  # padding changes nothing
-    assert int(together.correct) == sum(int(loss.correct) for loss in alone)
+    assert int(together.correct or 0) == sum(int(loss.correct or 0) for loss in alone)
     assert int(task.units(whole)) == sum(int(task.units(task.collate([row], tokenizer))) for row in encoded) > 0
 
 
 def test_an_empty_batch_counts_for_nothing_and_still_has_a_gradient(kind: str, task: Task, tokenizer: Any) -> None:
-    model = task.model(None, CONFIG[kind], ("a", "b"), tokenizer)
+    config = CONFIG[kind] | task.learn(tokenizer, lambda: iter(ROWS[kind]))
+    model = task.model(None, config, ("a", "b"), tokenizer)
     empty = task.collate([], tokenizer)
     loss = task.loss(model, empty)
-    assert (int(task.units(empty)), float(loss.total.detach()), int(loss.correct)) == (0, 0.0, 0)
+    assert (int(task.units(empty)), float(loss.total.detach()), int(loss.correct or 0)) == (0, 0.0, 0)
     loss.total.backward()
 
 

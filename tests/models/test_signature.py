@@ -68,5 +68,10 @@ def test_what_raybm_does_not_know(tmp_path):
         infer_signature(tmp_path)
     with pytest.raises(Unsupported, match="T5ForConditionalGeneration"):
         infer_signature(folder(tmp_path, {"config.json": {"architectures": ["T5ForConditionalGeneration"]}}))
-    with pytest.raises(Unsupported, match="regression"):
-        infer_signature(folder(tmp_path, {"config.json": {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "x"}}}))
+
+
+def test_a_classifiers_head_says_what_it_answers(tmp_path):
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "x"}}
+    assert infer_signature(folder(tmp_path, {"config.json": config})).problem == "regression"
+    several = infer_signature(folder(tmp_path, {"config.json": config | {"problem_type": "multi_label_classification"}}))
+    assert (several.problem, several.outputs, several.labels) == ("text_classification", ("labels", "scores"), ("x",))

@@ -64,7 +64,7 @@ class Classifier(Encoder):
         super().__init__(model, tokenizer, signature, max_batch)
         config = model.config
         self.several = config.problem_type == "multi_label_classification"
-        if config.problem_type == "regression" or config.num_labels < 2 and not self.several:
+        if config.problem_type == "regression" or (config.num_labels < 2 and not self.several):
             raise Unsupported("this model's problem is regression.", remedy='Say so in its signature.json: "problem": "regression".')
         self.labels = signature.labels or tuple(str(config.id2label[i]) for i in range(config.num_labels))
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from raybm.core.errors import DataError
 from raybm.core.signature import Signature
+from raybm.models import own
 from raybm.models.chat import encode_conversation
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.causal_lm.spec import CausalLm
@@ -53,6 +54,7 @@ class CausalLmTask(Task):
         return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
+        own.register()
         if folder is not None:
             return AutoModelForCausalLM.from_pretrained(folder, **config, dtype=torch.float32, use_safetensors=True)
         special = {name: getattr(processor, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
