@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from raybm.data.frame import CONTENT, joined
+from raybm.data.frame import content, joined
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class ExactDedup(Step):
         return self.columns
 
     def key(self, frame: pd.DataFrame) -> Any:
-        return joined(frame, self.columns or CONTENT)
+        return joined(frame, self.columns) if self.columns else content(frame)
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(_drop=self.key(frame).duplicated().map({True: self.kind, False: ""}))

@@ -60,8 +60,9 @@ def _canonical(value: Any) -> str:
 
 
 def content(frame: pd.DataFrame) -> Any:
-    """What makes a row the same row, whatever its label: a string a row."""
-    return joined(frame, CONTENT)
+    """What makes a row the same row, whatever its label: a string a row. Rows of a table are what their columns say."""
+    names = [name for name in CONTENT if name in frame]
+    return joined(frame, names or [name for name in frame if not name.startswith("_") and name != "label"])
 
 
 def digests(strings: Iterable[str], salt: str) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -9,7 +9,7 @@ from functools import cache
 @cache
 def register() -> None:
     """Called by what builds a model, before it asks an Auto class."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from raybm.models.recurrent import RnnConfig, RnnForCausalLM, RnnForSequenceClassification
     from raybm.models.tabular import MlpConfig, MlpForTables
@@ -20,3 +20,5 @@ def register() -> None:
     for model in (RnnForSequenceClassification, TextCnnForSequenceClassification, MlpForTables):
         AutoModelForSequenceClassification.register(model.config_class, model)
     AutoModelForCausalLM.register(RnnConfig, RnnForCausalLM)
+    for model in (RnnForSequenceClassification, TextCnnForSequenceClassification, MlpForTables):
+        AutoModel.register(model.config_class, model)  # they have no headless form; `raybm plan` counts their weights

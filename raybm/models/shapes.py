@@ -149,6 +149,10 @@ def _scratch(model_type: str, model: ModelSpec) -> Shape:
     import torch
     from transformers import AutoConfig, AutoModel
 
+    from raybm.models import own
+
+    own.register()
+    own.register()
     config = AutoConfig.for_model(model_type, **_vocabulary(model) | dict(model.config))
     with torch.device("meta"):
         return counted(AutoModel.from_config(config), config.to_dict())
