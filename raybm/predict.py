@@ -19,6 +19,7 @@ from raybm.data.delimited import Csv, Tsv
 from raybm.data.execution import batches, from_items
 from raybm.data.files import File, expand
 from raybm.data.frame import schema
+from raybm.data.images import Images
 from raybm.data.jsonl import Jsonl
 from raybm.data.reading import Facts, Wanted, frames
 from raybm.data.source import Source
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READERS: dict[str, type[Source]] = {".jsonl": Jsonl, ".ndjson": Jsonl, ".json": Jsonl, ".csv": Csv, ".tsv": Tsv, ".txt": Text}
+READERS |= dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"), Images)
 BLOCK_CHARS = 1 << 20
 """Text that is read, predicted and written as one block."""
 
@@ -141,12 +143,25 @@ class Predictor:
             part = rows[start : start + self.batch * 16]
             usable = [row for row in part if not row["_bad"] and _needs(row, self.engine.signature.groups())]
             if "predicts" in protocols:
-                made = self.engine.predict([{name: row[name] for name in self.engine.signature.inputs} for row in usable])
+                usable, made = self._answered(usable)
             else:
                 made = [{"embedding": vector.tolist()} for vector in self.engine.embed([row["text"] for row in usable]).vectors]
             for row, answer in zip(usable, made, strict=True):
                 row |= {f"predicted_{name}": value for name, value in answer.items() if name != "tokens"}
             yield part
+
+    def _answered(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The rows that the engine could use, and its answers. The others (a picture that is damaged) get `_bad`."""
+        asked = [{name: row.get(name) for name in self.engine.signature.inputs} for row in rows]
+        try:
+            return rows, self.engine.predict(asked)
+        except UserError as error:
+            if len(rows) == 1:
+                rows[0]["_bad"] = str(error)
+                return [], []
+            half = len(rows) // 2
+            parts = [self._answered(part) for part in (rows[:half], rows[half:])]
+            return [row for part, _ in parts for row in part], [answer for _, part in parts for answer in part]
 
     def _generated(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         usable = [row for row in rows if not row["_bad"] and _needs(row, self.engine.signature.groups())]

@@ -28,7 +28,8 @@ class Signature(Spec):
     protocols: tuple[Protocol, ...]
     """Which of the engine protocols the model can answer."""
     inputs: tuple[str, ...]
-    """Columns of a request row, such as ("text",) or ("question", "context"); of ("messages", "prompt") one is enough."""
+    """Columns of a request row, such as ("text",) or ("question", "context"); of ("messages", "prompt")
+    and of ("image", "text") one is enough."""
     outputs: tuple[str, ...]
     """Columns of an answer row, such as ("label", "score", "scores"), ("text",) or ("embedding",)."""
     labels: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class Signature(Spec):
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Groups of inputs of which a row needs one."""
-        return tuple((name,) for name in self.inputs) if "messages" in self.inputs else (self.inputs,)
+        return tuple((name,) for name in self.inputs) if "messages" in self.inputs or self.problem == "image_text" else (self.inputs,)
 
     def write(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.canonical(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,10 +9,11 @@ from raybm.data.conll import Conll
 from raybm.data.conversations import Conversations
 from raybm.data.delimited import Csv, Tsv
 from raybm.data.exact_dedup import ExactDedup
+from raybm.data.images import Images
 from raybm.data.jsonl import Jsonl
 from raybm.data.normalize import Normalize
 from raybm.data.sample import Sample
 from raybm.data.text import Text
 
-SourceSpec = Annotated[Jsonl | Csv | Tsv | Text | Conll | Conversations, Field(discriminator="kind")]
+SourceSpec = Annotated[Jsonl | Csv | Tsv | Text | Conll | Conversations | Images, Field(discriminator="kind")]
 StepSpec = Annotated[Normalize | ExactDedup | BinLabels | Sample, Field(discriminator="kind")]

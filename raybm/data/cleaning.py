@@ -62,7 +62,7 @@ def read(table: pa.Table, plan: Plan) -> Iterator[pa.Table]:
         bundle, files = json.loads(item)
         facts: list[Facts] = []
         made: Any = _read_all(files, plan, facts)
-        if plan.parts == 1:
+        if plan.parts == 1 or len(files) > 1:  # small files, such as pictures, do not become parts of one row
             found = list(made)
             made = iter([pd.concat(found, ignore_index=True)] if found else [])
         for part, frame in enumerate(made):

@@ -1,4 +1,4 @@
-"""From a source's `path` to open text streams: globs, folders of S3, files inside installed packages, gzip, digests."""
+"""From a source's `path` to open streams: globs, folders of S3, files inside installed packages, gzip, digests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from raybm.core.errors import DataError, NotFound
 from raybm.core.storage import Storage, open_storage
@@ -114,8 +114,8 @@ def version(file: File) -> str:
 class _Digesting(io.RawIOBase):
     """A binary stream that hashes what is read from it."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.digest = stream, hashlib.sha256()
+    def __init__(self, stream: Any, name: str) -> None:
+        self.stream, self.name, self.digest = stream, name, hashlib.sha256()
 
     def readable(self) -> bool:
         return True
@@ -133,9 +133,10 @@ class _Digesting(io.RawIOBase):
 
 @dataclass
 class Opened:
-    """A text stream; undecodable bytes are lone surrogates in it, and line ends are as in the file."""
+    """A stream of bytes, or of text: undecodable bytes are lone surrogates in it, and line ends are as in the file. Its `name` is the
+    file's path."""
 
-    text: TextIO
+    stream: TextIO | BinaryIO
     raw: _Digesting
 
     def sha256(self) -> str:
@@ -146,13 +147,16 @@ class Opened:
 
 
 @contextmanager
-def open_file(file: File) -> Iterator[Opened]:
-    """Raises NotFound, StorageError, and DataError for what is no text file."""
-    raw = _Digesting(_open_binary(file))
+def open_file(file: File, binary: bool = False) -> Iterator[Opened]:
+    """Raises NotFound, StorageError, and, unless `binary`, DataError for what is no text file."""
+    raw = _Digesting(_open_binary(file), file.path)
     try:
         buffered: Any = io.BufferedReader(raw, 1 << 20)
         if file.path.endswith(".gz"):
             buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 20)
+        if binary:
+            yield Opened(buffered, raw)
+            return
         head = buffered.peek(8)
         for magic, what, remedy in NOT_TEXT:
             if head.startswith(magic):

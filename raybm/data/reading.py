@@ -51,8 +51,8 @@ def frames(source: Source, number: int, index: int, file: File, wanted: Wanted, 
     Bad rows are in the frames, with `_bad` set. Raises DataError naming file and line where the whole file is of no use."""
     rows: list[dict[str, Any]] = []
     chars = count = 0
-    with open_file(file) as opened:
-        for count, row in enumerate(_rows(source, file, opened.text, wanted), start=1):
+    with open_file(file, source.BINARY) as opened:
+        for count, row in enumerate(_rows(source, file, opened.stream, wanted), start=1):
             rows.append({"_source": number, "_index": index, "_row": count, "_file": file.path, "_drop": "", **row})
             chars += sum(len(value) for value in row.values() if isinstance(value, str)) + 8
             if chars >= max_chars:

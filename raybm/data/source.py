@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, TextIO
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class Source(Spec):
     slice: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     """Name of an extra test slice: evaluated apart from the test split (out-of-domain data, a language, a group)."""
 
+    BINARY: ClassVar[bool] = False
+    """Whether `rows` gets bytes instead of text."""
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("split", "slice"),
@@ -35,10 +37,10 @@ class Source(Spec):
         Check(("columns", "kind"), lambda columns, kind: _positions(columns, kind)),
     )
 
-    def rows(self, stream: TextIO) -> Iterator[tuple[int, Row | str]]:
+    def rows(self, stream: Any) -> Iterator[tuple[int, Row | str]]:
         """Yields (1-based line, row by the file's own column names or positions), or (line, reason) for a row that cannot be
-        read; raises DataError where the file as a whole cannot. Line ends arrive as they are in the file.
-        Knows nothing of paths, mapping or splits; `raybm.data.reading` does that for every format."""
+        read; raises DataError where the file as a whole cannot. Line ends arrive as they are in the file; the
+        stream's `name` is the file's path. Knows nothing of mapping or splits; `raybm.data.reading` does that for every format."""
         raise TypeError(f"{type(self).__name__} reads nothing")
 
 

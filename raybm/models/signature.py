@@ -15,8 +15,9 @@ _ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet")  # their positi
 
 
 def infer_signature(folder: Path) -> Signature:
-    """The folder's signature.json, or one inferred from the config's `architectures`: …ForSequenceClassification predicts,
-    …ForCausalLM generates, a bare encoder embeds. Raises NotFound, Unsupported, SpecError."""
+    """The folder's signature.json, or one inferred from the config's `architectures`: …ForSequenceClassification,
+    …ForTokenClassification and …ForQuestionAnswering predict, …ForCausalLM and …ForConditionalGeneration generate, a bare encoder
+    embeds. Raises NotFound, Unsupported, SpecError."""
     if (own := Signature.read(folder)) is not None:
         return own
     config = _json(folder / "config.json")
@@ -37,6 +38,8 @@ def infer_signature(folder: Path) -> Signature:
             labels=labels,
             max_length=length,
         )
+    if config.get("is_encoder_decoder") and architecture.endswith(("ForConditionalGeneration", "MTModel")):
+        return Signature(problem="seq2seq", protocols=("generates",), inputs=("prompt",), outputs=("text",), max_length=length)
     if architecture.endswith("ForTokenClassification"):
         return Signature(
             problem="token_classification",
@@ -74,7 +77,8 @@ def infer_signature(folder: Path) -> Signature:
     raise Unsupported(
         f"{architecture or 'a config without architectures'} is nothing that raybm knows.",
         where=str(folder),
-        remedy="It takes …ForSequenceClassification, …ForCausalLM and encoders, or a folder with a signature.json.",
+        remedy="It takes classifiers of texts and tokens, readers, …ForCausalLM, …ForConditionalGeneration, encoders, or a folder with a "
+        "signature.json.",
     )
 
 
@@ -89,6 +93,7 @@ def positions(folder: Path) -> int | None:
 
 
 def _positions(config: dict[str, Any]) -> int | None:
+    config = {**(config.get("text_config") or {}), **config}  # CLIP's, of its texts
     stated = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")]
     bound = next((value for value in stated if isinstance(value, int) and value > 0), None)
     if bound and config.get("model_type") in _ROBERTA_LIKE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, PositiveInt
+from pydantic import AfterValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
 
@@ -24,6 +24,7 @@ def check_reference(ref: str) -> str:
 
 
 Reference = Annotated[str, AfterValidator(check_reference)]
+Side = Annotated[int, Field(ge=4, le=4096)]
 
 
 class TokenizerSpec(Spec):
@@ -35,6 +36,30 @@ class TokenizerSpec(Spec):
     """Tokens at most."""
     lowercase: bool = False
     """Fold the text to lower case first."""
+
+
+class ImageSpec(Spec):
+    """What a picture becomes before the model sees it."""
+
+    size: Side | tuple[Side, Side] = 224
+    """Pixels of both sides, or [height, width]; pictures are squeezed into it."""
+    channels: Literal[1, 3] = 3
+    """1: grey; 3: red, green, blue."""
+    mean: tuple[float, ...] = (0.5,)
+    """Taken off every value (from 0 to 1); one for all channels or one each."""
+    std: tuple[PositiveFloat, ...] = (0.5,)
+    """Values are divided by it then."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("channels", "mean", "std"),
+            lambda channels, *given: (
+                (f"there are {channels} channels.", "Give mean and std one number, or one a channel.")
+                if any(len(numbers) not in (1, channels) for numbers in given)
+                else None
+            ),
+        ),
+    )
 
 
 class LoraSpec(Spec):
@@ -61,6 +86,8 @@ class ModelSpec(Spec):
     """Fields of the transformers config, for `scratch:` models (hidden_size, num_hidden_layers, ...)."""
     tokenizer: TokenizerSpec | None = None
     """Train a tokenizer on the job's text, for `scratch:` models. Default: the one that comes with the model."""
+    image: ImageSpec | None = None
+    """What pictures become. Default: what the model's preprocessor_config.json says; a model from scratch needs it."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of all dropout layers. Default: the model's own."""
@@ -89,9 +116,7 @@ class ModelSpec(Spec):
         Check(
             ("tokenizer", "ref"),
             lambda tokenizer, ref: (
-                ("a model from scratch needs a tokenizer.", "Add `tokenizer: {train: bpe, vocab_size: 8000}`.")
-                if ref.startswith("scratch:") and tokenizer is None
-                else ("a pretrained model's embeddings fit only its own tokenizer.", "Drop `model.tokenizer`.")
+                ("a pretrained model's embeddings fit only its own tokenizer.", "Drop `model.tokenizer`.")
                 if tokenizer is not None and not ref.startswith("scratch:")
                 else None
             ),

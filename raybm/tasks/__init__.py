@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from raybm.tasks.causal_lm.spec import CausalLm
+from raybm.tasks.image_classification.spec import ImageClassification
+from raybm.tasks.image_text.spec import ImageText
 from raybm.tasks.masked_lm.spec import MaskedLm
 from raybm.tasks.question_answering.spec import QuestionAnswering
 from raybm.tasks.regression.spec import Regression
@@ -12,5 +14,6 @@ from raybm.tasks.text_classification.spec import TextClassification
 from raybm.tasks.token_classification.spec import TokenClassification
 
 TaskSpec = Annotated[
-    TextClassification | Regression | TokenClassification | QuestionAnswering | CausalLm | MaskedLm, Field(discriminator="kind")
+    TextClassification | ImageClassification | ImageText | Regression | TokenClassification | QuestionAnswering | CausalLm | MaskedLm,
+    Field(discriminator="kind"),
 ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -20,6 +24,9 @@ from transformers import (
 )
 
 from raybm.core.signature import Signature
+from raybm.models import own
+from raybm.models.image_text import ImageTextProcessor
+from raybm.models.images import ImageProcessor
 
 TEXTS = ("the quick brown fox jumps over the lazy dog", "她说今天天气很好，我们去公园吧", "naïve café — 😀 👩‍👩‍👧 done")
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<end>{% endfor %}<|assistant|>"
@@ -126,4 +133,40 @@ def filler(folder: Path) -> Path:
     BertForMaskedLM(_bert()).save_pretrained(folder)
     text_tokenizer().save_pretrained(folder)
     Signature(problem="masked_lm", protocols=("predicts",), inputs=("text",), outputs=("fills", "scores"), max_length=32).write(folder)
+    return folder
+
+
+TOWER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 16,
+    "patch_size": 8,
+}
+CLIP: dict[str, Any] = {"model_type": "clip", "projection_dim": 16, "text_config": TOWER, "vision_config": TOWER}
+
+
+def image_classifier(folder: Path, labels: tuple[str, ...] = ("cat", "dog")) -> Path:
+    own.register()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("raybm_cnn", widths=[8, 16], id2label=dict(enumerate(labels)))
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ImageProcessor(16, 16, (0.5,) * 3, (0.5,) * 3).save_pretrained(folder)
+    Signature(
+        problem="image_classification", protocols=("predicts",), inputs=("image",), outputs=("label", "score", "scores"), labels=labels
+    ).write(folder)
+    return folder
+
+
+def image_text(folder: Path) -> Path:
+    torch.manual_seed(0)
+    tokenizer = chat_tokenizer()
+    text = {**TOWER, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": 0}
+    config = AutoConfig.for_model(**{**CLIP, "text_config": text, "vision_config": {**TOWER, "image_size": 16}})
+    AutoModel.from_config(config).save_pretrained(folder)
+    ImageTextProcessor(tokenizer, ImageProcessor(16, 16, (0.5,) * 3, (0.5,) * 3)).save_pretrained(folder)
+    Signature(
+        problem="image_text", protocols=("embeds", "predicts"), inputs=("image", "text"), outputs=("embedding",), max_length=16
+    ).write(folder)
     return folder

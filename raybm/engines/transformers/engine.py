@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -28,7 +29,10 @@ from raybm.engines.transformers.reading import Reader
 from raybm.engines.transformers.regression import TextOrColumns, regressor
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.tagging import Tagger
+from raybm.engines.transformers.vision import ImageClassifier, ImageTextEmbedder
 from raybm.models import own
+from raybm.models.image_text import ImageTextProcessor
+from raybm.models.images import ImageProcessor
 from raybm.models.signature import infer_signature
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,6 @@ def _batched(kind: Callable[[Any, Any, Signature, int], Engine]) -> Builder:
     return lambda model, processor, signature, spec, _: kind(model, processor, signature, spec.max_batch)
 
 
-
 PROBLEMS: dict[str, tuple[Any, Any, Builder]] = {
     "causal_lm": (AutoModelForCausalLM, AutoTokenizer, lambda *parts: Generator(*parts[:4])),
     "text_classification": (AutoModelForSequenceClassification, AutoTokenizer, _batched(Classifier)),
@@ -52,6 +55,8 @@ PROBLEMS: dict[str, tuple[Any, Any, Builder]] = {
     "token_classification": (AutoModelForTokenClassification, AutoTokenizer, _batched(Tagger)),
     "question_answering": (AutoModelForQuestionAnswering, AutoTokenizer, _batched(Reader)),
     "masked_lm": (AutoModelForMaskedLM, AutoTokenizer, _batched(Filler)),
+    "image_classification": (AutoModelForImageClassification, ImageProcessor, _batched(ImageClassifier)),
+    "image_text": (AutoModel, ImageTextProcessor, _batched(ImageTextEmbedder)),
     "embedding": (
         AutoModel,
         AutoTokenizer,
