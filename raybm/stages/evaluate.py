@@ -20,6 +20,7 @@ from raybm.core.artifact import Artifact
 from raybm.core.context import Context
 from raybm.core.errors import Cancelled, DataError
 from raybm.core.spec import Spec
+from raybm.core.storage import Storage
 from raybm.data.execution import batches, from_items
 from raybm.engines.offline import ask
 from raybm.engines.transformers.spec import Transformers
@@ -81,7 +82,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
         raise DataError("there is no test split.", where="evaluate", remedy="Give data.split.test a share, or drop `evaluate`.")
     task, labels = view.task.build(), dataset["labels"]
     tallies = _measure(view, prepared, trained, labels, splits, context)
-    scored = {split: _scores(task, tally, labels, dataset["rows"][split]) for split, tally in tallies.items()}
+    scored = {split: _scores(task, view.task.METRICS, tally, labels, dataset["rows"][split]) for split, tally in tallies.items()}
     result = _by_split(scored)
     if view.task.PREDICTS and view.evaluate.baseline and (beside := _baseline(view, prepared, tallies, labels)):
         result["baseline"] = _by_split(beside)
@@ -105,7 +106,7 @@ def _measure(
     context.progress(f"evaluate: {', '.join(splits)}")
     data = from_items(items).map_batches(
         Evaluator,
-        fn_constructor_args=(view.canonical(), prepared, trained, tuple(labels)),
+        fn_constructor_args=(view.canonical(), prepared, trained, tuple(labels), context.storage),
         batch_size=None,
         batch_format="pyarrow",
         **_placement(context.resources, len(items)),
@@ -138,9 +139,11 @@ def _placement(resources: Any, items: int) -> dict[str, Any]:
 class Evaluator:
     """In the actor: prepared files → sums of the loss, or rows with predictions."""
 
-    def __init__(self, view: dict[str, Any], prepared: Artifact, trained: Artifact, labels: Sequence[str]) -> None:
+    def __init__(
+        self, view: dict[str, Any], prepared: Artifact, trained: Artifact, labels: Sequence[str], storage: Storage | None = None
+    ) -> None:
         self.view = View.parse(view, NAME)
-        self.prepared, self.trained, self.labels = prepared, trained, labels
+        self.prepared, self.trained, self.labels, self.storage = prepared, trained, labels, storage
 
     def __call__(self, table: pa.Table) -> Iterator[dict[str, list[str]]]:
         import pyarrow.parquet as pq
@@ -167,11 +170,14 @@ class Evaluator:
         import torch
 
         from raybm.models import processors
+        from raybm.models.references import resolve
 
         self._use_the_cpus_given()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         processor = processors.load(self.view.task.INPUT, self.prepared.folder("processor"))
-        return self.task.model(self.trained.folder("model"), {}, self.labels, processor).to(device).eval(), processor, device
+        model = self.task.model(self.trained.folder("model"), {}, self.labels, processor)
+        self.task.compare(model, lambda: resolve(self.view.model.ref, self.storage), processor)
+        return model.to(device).eval(), processor, device
 
     def _use_the_cpus_given(self) -> None:
         import torch
@@ -219,16 +225,14 @@ def _length(row: Mapping[str, Any]) -> int:
 # ---- from sums and predictions to scores
 
 
-def _scores(task: Any, tally: Tally, labels: Sequence[str], rows: int) -> dict[str, Any]:
+def _scores(task: Any, metrics: Sequence[str], tally: Tally, labels: Sequence[str], rows: int) -> dict[str, Any]:
+    """What the sums say, as far as the task names it, and what it makes of predictions."""
     scores: dict[str, Any] = {"rows": rows}
     if tally.units:
         scores["loss"] = tally.loss / tally.units
-    if tally.predictions:
-        scores |= task.score(tally.predictions, tally.rows, labels)
-        return scores
-    if tally.units:  # of tokens
-        scores |= {"tokens": tally.units, "perplexity": math.exp(min(scores["loss"], 700)), "token_accuracy": tally.correct / tally.units}
-    return scores
+        scores |= {name: tally.correct / tally.units for name in ("accuracy", "token_accuracy") if name in metrics}
+        scores |= {"tokens": tally.units, "perplexity": math.exp(min(scores["loss"], 700))} if "perplexity" in metrics else {}
+    return scores | (task.score(tally.predictions, tally.rows, labels) if tally.predictions else {})
 
 
 def _by_split(scored: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -262,12 +266,16 @@ def _baseline(view: View, prepared: Artifact, tallies: Mapping[str, Tally], labe
 
 
 def _write_predictions(out: Artifact, tallies: Mapping[str, Tally]) -> None:
-    """predictions.parquet: the rows with what was predicted beside them."""
+    """predictions.parquet: the rows with what was predicted beside them, but for vectors."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [
-        {"split": split, **row, **{f"predicted_{name}": value for name, value in prediction.items() if name != "tokens"}}
+        {
+            "split": split,
+            **row,
+            **{f"predicted_{name}": value for name, value in prediction.items() if name != "tokens" and not _vector(value)},
+        }
         for split, tally in tallies.items()
         for row, prediction in zip(tally.rows, tally.predictions, strict=True)
     ]
@@ -275,6 +283,10 @@ def _write_predictions(out: Artifact, tallies: Mapping[str, Tally]) -> None:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows), sink)
         out.storage.write("predictions.parquet", sink.getvalue())
+
+
+def _vector(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], float)
 
 
 def _tell(view: View, result: Mapping[str, Any], context: Context) -> None:

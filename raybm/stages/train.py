@@ -194,7 +194,8 @@ def _rank(config: dict[str, Any]) -> None:
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
     with zero.sharded_from_the_start(view.train, view.workers, device.type):
         model = task.model(*start, dataset["labels"], processor)
-    adapt(model, view.model)
+    published = task.published(model)
+    adapt(published, view.model)
     model.to(device)
     splits = {split: open_rows(prepared, split) for split in ("train", "validation")}
 
@@ -203,12 +204,12 @@ def _rank(config: dict[str, Any]) -> None:
             sink.push.remote(kind, fields)
 
     engine, summary = loop.train(task, model, processor, splits, view.train, view.seed, out.storage, emit)
-    state = loop.export(engine)
+    state = loop.export(engine, published)
     if state is not None:
         if view.model.lora is not None:
-            model, state = merged(task.model(*start, dataset["labels"], processor), state, view.model.lora)
-        model.config.use_cache = True
-        _save(model, state, processor, task.signature(dataset["labels"], view.model.max_length), out.storage)
+            published, state = merged(task.published(task.model(*start, dataset["labels"], processor)), state, view.model.lora)
+        published.config.use_cache = True
+        _save(published, state, processor, task.signature(dataset["labels"], view.model.max_length), out.storage)
         ray.get(sink.finish.remote(summary | {"parameters": sum(weight.numel() for weight in state.values())}), timeout=60)
     dist.barrier()
 

@@ -71,7 +71,7 @@ class Task(Protocol):
     def compare(self, model: Any, start: Callable[[], Path], processor: Any) -> None:
         """Before trained weights are evaluated, for tasks whose loss compares them with those that training started from: takes these
         from the folder `start()`."""
-        return None
+        return
 
     def pack(self, rows: Sequence[dict[str, Any]], max_length: int) -> list[dict[str, Any]]:
         """Encoded rows → the sequences to train on, perhaps several rows in one."""

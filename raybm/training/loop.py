@@ -219,10 +219,11 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def export(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The whole weights on rank 0's CPU, gathered from the shards. Collective; None on the other ranks."""
+def export(engine: Any, part: torch.nn.Module | None = None) -> dict[str, torch.Tensor] | None:
+    """The whole weights (of a `part` of the model) on rank 0's CPU, gathered from the shards. Collective; None on the other ranks."""
     sharded = engine.zero_optimization_stage() == 3
     state = engine._zero3_consolidated_16bit_state_dict() if sharded else engine.module.state_dict()
     if dist.get_rank() != 0:
         return None
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    inside = next(f"{name}." if name else "" for name, module in engine.module.named_modules() if module is (part or engine.module))
+    return {name.removeprefix(inside): tensor.detach().cpu().clone() for name, tensor in state.items() if name.startswith(inside)}

@@ -115,7 +115,7 @@ def test_a_language_model_has_loss_and_perplexity(language: Any) -> None:
     evaluator, tally = Evaluator(view.canonical(), inputs["prepare"], inputs["train"], ()), Tally()
     for report in reports(evaluator, "loss", "test", "encoded/test/0-0.parquet"):
         tally.add(report)
-    scores = _scores(evaluator.task, tally, (), len(TRAIN))
+    scores = _scores(evaluator.task, ("loss", "perplexity", "token_accuracy"), tally, (), len(TRAIN))
     assert scores["rows"] == len(TRAIN) and scores["tokens"] > 100 and 0 <= scores["token_accuracy"] <= 1
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -27,6 +28,7 @@ from raybm.engines.transformers.filling import Filler
 from raybm.engines.transformers.generation import Generator
 from raybm.engines.transformers.reading import Reader
 from raybm.engines.transformers.regression import TextOrColumns, regressor
+from raybm.engines.transformers.seq2seq import Rewriter
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.tagging import Tagger
 from raybm.engines.transformers.vision import ImageClassifier, ImageTextEmbedder
@@ -50,6 +52,7 @@ def _batched(kind: Callable[[Any, Any, Signature, int], Engine]) -> Builder:
 
 PROBLEMS: dict[str, tuple[Any, Any, Builder]] = {
     "causal_lm": (AutoModelForCausalLM, AutoTokenizer, lambda *parts: Generator(*parts[:4])),
+    "seq2seq": (AutoModelForSeq2SeqLM, AutoTokenizer, lambda *parts: Rewriter(*parts[:4])),
     "text_classification": (AutoModelForSequenceClassification, AutoTokenizer, _batched(Classifier)),
     "regression": (AutoModelForSequenceClassification, TextOrColumns, _batched(regressor)),
     "token_classification": (AutoModelForTokenClassification, AutoTokenizer, _batched(Tagger)),

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import Any
 
 import jinja2
 import torch
@@ -72,7 +73,7 @@ class Generator:
         self.max_batch, self.max_waiting, self.cache_tokens = spec.max_batch, spec.max_waiting, spec.cache_tokens
         self.ends = _ends(model, tokenizer)
         tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
-        self.batch = Batch(model)
+        self.batch = self._batch(model)
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
         self.changed = threading.Condition()  # guards `waiting` and `ended`
@@ -111,20 +112,16 @@ class Generator:
             self.changed.notify()
         self.thread.join(CLOSE_TIMEOUT_S)
 
+    def _batch(self, model: PreTrainedModel) -> Any:
+        return Batch(model)
+
     # ---- on the event loop: from a request to a row
 
     def _answer(self, request: GenerateRequest) -> Answer:
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise UserError(f"{request.max_tokens} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
         prompt = self._prompt(request)
-        room = self.signature.max_length - len(prompt)
-        wanted = 1 if request.max_tokens is None else request.max_tokens
-        if wanted < 1:
-            raise UserError(f"{wanted} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
-        if wanted > room:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens and {wanted} more are asked for; the context holds {self.signature.max_length}.",
-                where="max_tokens",
-                remedy="Shorten the prompt or ask for fewer.",
-            )
+        limit = self._limit(len(prompt), request.max_tokens)
         random = torch.Generator()
         if request.seed is None:
             random.seed()
@@ -136,10 +133,25 @@ class Generator:
             request.top_p,
             random,
             prompt_tokens=len(prompt),
-            limit=request.max_tokens or room,
-            text=TextStream(self.tokenizer, prompt, request.stop),
+            limit=limit,
+            text=TextStream(self.tokenizer, self._before(prompt), request.stop),
             loop=asyncio.get_running_loop(),
         )
+
+    def _before(self, prompt: list[int]) -> list[int]:
+        """What the answer goes on from."""
+        return prompt
+
+    def _limit(self, prompt: int, wanted: int | None) -> int:
+        """Tokens that an answer may have, after a prompt of so many. Raises UserError."""
+        room = self.signature.max_length - prompt
+        if (wanted or 1) > room:
+            raise UserError(
+                f"the prompt has {prompt} tokens and {wanted or 1} more are asked for; the context holds {self.signature.max_length}.",
+                where="max_tokens",
+                remedy="Shorten the prompt or ask for fewer.",
+            )
+        return wanted or room
 
     def _prompt(self, request: GenerateRequest) -> list[int]:
         if (request.messages is None) == (request.prompt is None):

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from raybm.core.errors import DataError
 from raybm.core.signature import Signature
 from raybm.models import own
-from raybm.models.chat import encode_conversation
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.causal_lm.spec import CausalLm
+from raybm.tasks.conversations import conversation, exchange
 from raybm.tasks.protocol import Batch, LossSum, Row, Task
 
 
@@ -44,14 +43,8 @@ class CausalLmTask(Task):
     def _conversation(self, row: Row, tokenizer: Any, max_length: int) -> dict[str, Any]:
         messages = row.get("messages")
         if messages is None or len(messages) == 0:
-            messages = [{"role": "user", "content": row.get("prompt")}, {"role": "assistant", "content": row.get("completion")}]
-        try:
-            ids, labels = encode_conversation(tokenizer, list(messages), self.spec.system_prompt)
-        except DataError as error:
-            return {"_bad": error.what}
-        if all(label == IGNORED for label in labels[1:max_length]):
-            return {"_bad": f"no answer within the first {max_length} tokens"}
-        return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+            messages = exchange(row.get("prompt"), row.get("completion"))
+        return conversation(list(messages), tokenizer, max_length, self.spec.system_prompt)
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         own.register()
