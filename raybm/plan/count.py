@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from raybm.models.adapters import adapt
 from raybm.models.shapes import Shape, counted
 from raybm.models.spec import ModelSpec
-from raybm.tasks.protocol import Task
+from raybm.tasks.batching import IGNORED
+from raybm.tasks.protocol import Batch, Task
 
 log = logging.getLogger(__name__)
 _ATTENTION = {  # what PyTorch's own table lacks
@@ -33,6 +34,8 @@ _ATTENTION = {  # what PyTorch's own table lacks
     ),
 }
 ROWS = (16, 32)  # counted, for what one more takes; with fewer another moment may be the peak, when it is a large gradient that counts
+ANY_TOKEN = 5
+PIXEL = b"P5 1 1 255\n\0"  # a PGM file
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,32 +54,38 @@ class Counted:
     """Of forward and backward pass."""
 
 
-def count(task: Task, spec: ModelSpec, config: Mapping[str, Any], precision: str, checkpointing: bool = False) -> Counted | None:
-    """Of rows of `spec.max_length`, of the model that `config` describes. The kernels are those of a CPU, of which PyTorch's fused
-    attention is one. None where the task's rows or its model cannot be counted
-    without their values."""
+def count(
+    task: Task, spec: ModelSpec, config: Mapping[str, Any], precision: str, checkpointing: bool = False, processor: Any = None
+) -> Counted | None:
+    """Of rows of `spec.max_length`, of the model that `config` describes. `processor`: the task's, where it takes more than a
+    tokenizer. The kernels are those of a CPU, of which PyTorch's fused attention is one. None where the task's rows cannot be made up, or
+    its model not be counted without their values."""
+    processor = processor or Tokens(int(config.get("vocab_size") or 0))
     try:
         with torch.device("meta"):
-            model = task.model(None, config, ("a", "b"), _processor(config))
-            adapt(model, spec)
+            model = task.model(None, config, ("a", "b"), processor)
+            adapt(task.published(model), spec)
             model.to(DTYPES[precision]).train()
         shape = counted(model, config)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        batches = [task.collate([_row(spec.max_length)] * rows, processor) for rows in ROWS]
+        labels = batches[0].get("labels", torch.ones(1))
+        chosen = float((labels != IGNORED).float().mean())
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             _on_fake_memory(model)
-            few, more = (_pass(task, model, config, rows, spec.max_length) for rows in ROWS)
-            per_row = (more.peak - few.peak) // (ROWS[1] - ROWS[0])
-            return Counted(
-                shape,
-                saved=(more.saved - few.saved) // (ROWS[1] - ROWS[0]),
-                activations=per_row,
-                fixed=max(0, few.peak - ROWS[0] * per_row),
-                flops=(more.flops - few.flops) // (ROWS[1] - ROWS[0]),
-            )
+            few, more = (_pass(task, model, batch, chosen, fake) for batch in batches)
     except (KeyError, AttributeError, ValueError, RuntimeError) as error:  # rows of other columns; a value that is asked for
         log.info("the model's step cannot be counted: %s: %s", type(error).__name__, error)
         return None
+    per_row = (more.peak - few.peak) // (ROWS[1] - ROWS[0])
+    return Counted(
+        shape,
+        saved=(more.saved - few.saved) // (ROWS[1] - ROWS[0]),
+        activations=per_row,
+        fixed=max(0, few.peak - ROWS[0] * per_row),
+        flops=(more.flops - few.flops) // (ROWS[1] - ROWS[0]),
+    )
 
 
 def _on_fake_memory(model: torch.nn.Module) -> None:
@@ -93,30 +102,32 @@ def _on_fake_memory(model: torch.nn.Module) -> None:
                 store[name] = made[id(tensor)]
 
 
-def _processor(config: Mapping[str, Any]) -> Any:
-    """Stands in for the tokenizer, of which a model needs the size and the special tokens."""
+class Tokens:
+    """Stands in for a tokenizer, of which a model needs the size and the special tokens."""
 
-    class Processor(SimpleNamespace):
-        def __len__(self) -> int:
-            return int(config.get("vocab_size") or 0)
+    pad_token_id, bos_token_id, eos_token_id, mask_token_id = 0, 1, 2, 3
+    all_special_ids = (0, 1, 2, 3)
 
-    return Processor(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
 
 
 def _row(length: int) -> dict[str, Any]:
-    ones = [1] * length
-    return {"input_ids": ones, "labels": ones, "position_ids": list(range(length))}
+    """What the tasks' encoded rows hold, with one picture of a single pixel for all."""
+    ids, labels = [ANY_TOKEN] * length, [1] * length
+    texts = {"input_ids": ids, "positive_ids": ids, "rejected_ids": ids, "position_ids": list(range(length))}
+    return texts | {"labels": labels, "rejected_labels": labels, "starts": [0], "ends": [0], "image": list(PIXEL)}
 
 
-def _pass(task: Task, model: torch.nn.Module, config: Mapping[str, Any], rows: int, length: int) -> Any:
-    batch = task.collate([_row(length)] * rows, _processor(config))
-    saved = Saved(model)
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
-    live = _Live(model)
+def _pass(task: Task, model: torch.nn.Module, batch: Batch, chosen: float, fake: FakeTensorMode) -> SimpleNamespace:
+    counter, live = FlopCounterMode(display=False, custom_mapping=_ATTENTION), _Live(model, chosen)
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
     with live, counter:
-        with saved:
-            total = task.loss(model, batch).total
+        with Saved(model) as saved:
+            total = task.loss(model, {name: fake.from_tensor(value) for name, value in batch.items()}).total
         total.backward()
     for hook in hooks:
         hook.remove()
@@ -141,6 +152,8 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
+            return tensor  # of ZeRO-3, which gives a parameter another storage when it gathers it
         if (key := _key(tensor)) not in self._own and key not in self._sizes:
             self._sizes[key] = tensor.untyped_storage().nbytes()
             self._kept.append(tensor.untyped_storage())
@@ -156,15 +169,20 @@ def _key(tensor: torch.Tensor) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """The bytes of storages that operations made and that are still there, and the most there ever were."""
+    """The bytes of storages that operations made and that are still there, and the most there ever were. Where places are chosen by
+    value, which fake tensors have none of, it answers with a share of them."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, chosen: float) -> None:
         super().__init__()
+        self.chosen = chosen
         self.now = self.peak = 0
         self._seen = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.nonzero.default:
+            result = args[0].new_empty((round(args[0].numel() * self.chosen), args[0].dim()), dtype=torch.int64)
+        else:
+            result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and (key := _key(leaf)) not in self._seen:
                 storage = leaf.untyped_storage()

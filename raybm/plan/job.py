@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from raybm.core.errors import UserError
 from raybm.core.storage import Storage
-from raybm.models.shapes import Shape, config_of
+from raybm.models.shapes import Shape, config_of, place
 from raybm.models.shapes import shape as shape_of
 from raybm.plan import cost
 from raybm.plan.choice import Row
@@ -69,11 +72,28 @@ def measure(job: JobSpec, storage: Storage) -> tuple[Shape, Row, bool] | None:
     config = config_of(job.model, storage)
     if config is None:
         return None
-    counted = count(job.task.build(), job.model, config, job.train.precision, job.train.gradient_checkpointing)
+    processor = _processor(job, storage, config)
+    counted = count(job.task.build(), job.model, config, job.train.precision, job.train.gradient_checkpointing, processor)
     if counted is None:
         shape = shape_of(job.model, storage)
         return None if shape is None else (shape, row_by_formula(job, shape), False)
     return counted.shape, Row(job.model.max_length, counted.activations, counted.fixed, counted.flops), True
+
+
+def _processor(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any:
+    """What a task of pictures turns them into numbers by; None for others."""
+    if job.task.INPUT not in ("image", "image_text"):
+        return None
+    from raybm.models.image_text import ImageTextProcessor
+    from raybm.models.images import ImageProcessor, from_spec
+    from raybm.plan.count import Tokens
+
+    found = place(job.model, storage)
+    if job.model.image is None and found is None:
+        return None
+    images = from_spec(job.model.image) if job.model.image else ImageProcessor.from_pretrained(found)
+    vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return images if job.task.INPUT == "image" else ImageTextProcessor(Tokens(int(vocabulary or 0)), images)
 
 
 def row_by_formula(job: JobSpec, shape: Shape) -> Row:

@@ -73,9 +73,9 @@ class Memory:
 def memory(shape: Shape, setup: Setup, activations: int | None = None) -> Memory:
     """Stage 1 shards the optimiser's states over the ranks, stage 2 the gradients too, stage 3 the weights too. DeepSpeed reduces
     as the gradients come in stages 2 and 3, so that no rank has all of them at once, and at the end in stage 1; after that a rank
-    holds no more than its own part in stage 1 either. In fp32 without ZeRO the weights are the optimiser's own copy. Stage 3 leaves
-    tensors of up to SMALL numbers whole everywhere, and gathered ones that are used again within LIVE parameters too: all
-    the weights of a smaller model, until the backward pass is through with them."""
+    holds no more than its own part in stage 1 either. Stage 0 is DistributedDataParallel, whose buckets are the gradients; in fp32
+    its weights are the optimiser's own copy. Stage 3 leaves tensors of up to SMALL numbers whole everywhere, and gathered ones that
+    are used again within LIVE parameters too: all the weights of a smaller model, until the backward pass is through with them."""
     total, learns, ranks, each = shape.parameters, shape.trainable, setup.ranks, setup.each
     stage, away = setup.stage, setup.offload
     sharded = learns // ranks
@@ -85,7 +85,7 @@ def memory(shape: Shape, setup: Setup, activations: int | None = None) -> Memory
     update = 4 * (min(sharded, SUB_GROUP) if stage == 3 else sharded) if stage else 0
     weights = total // ranks * each + shape.small * each if stage == 3 else total * each
     gathered = min(total - shape.small, LIVE) * each if stage == 3 else 0
-    bucket = min(setup.bucket, learns) * each if not stage else setup.bucket * each * (2 if setup.overlaps and stage < 3 else 1)
+    bucket = setup.bucket * each * (2 if setup.overlaps and stage < 3 else 1) if stage else 0
     kept_bucket = bucket if stage == 3 else 0
     average = 4 * (sharded if stage == 3 else learns) if setup.averaged else 0
     host = 0
