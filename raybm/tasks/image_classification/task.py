@@ -118,4 +118,4 @@ def _pixels(rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """(rows, 3 × 28 × 28), from 0 to 1."""
     processor = ImageProcessor(BASELINE_SIDE, BASELINE_SIDE, (0.0,) * 3, (1.0,) * 3)
     pixels = processor.pixels([dataurl.decode(row["image"]) for row in rows]).reshape(len(rows), -1)
-    return pixels / np.float32(255)
+    return (pixels / 255).astype(np.float32)

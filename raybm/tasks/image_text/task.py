@@ -158,4 +158,4 @@ def _recall(name: str, queries: Vectors, candidates: Vectors, own: Any, theirs: 
 def _pixels(rows: Sequence[Row]) -> Vectors:
     processor = ImageProcessor(BASELINE_SIDE, BASELINE_SIDE, (0.0,) * 3, (1.0,) * 3)
     pixels = processor.pixels([dataurl.decode(row["image"]) for row in rows]).reshape(len(rows), -1)
-    return pixels / np.float32(255)
+    return (pixels / 255).astype(np.float32)
