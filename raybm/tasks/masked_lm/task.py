@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from raybm.core.errors import Unsupported
 from raybm.core.signature import Signature
+from raybm.models.tokenizers import config_fields
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.masked_lm.spec import MaskedLm
 from raybm.tasks.protocol import Batch, LossSum, Row, Task
@@ -52,7 +53,7 @@ class MaskedLmTask(Task):
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         if folder is not None:
             return AutoModelForMaskedLM.from_pretrained(folder, **config, dtype=torch.float32, use_safetensors=True)
-        settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config}
+        settings = {**config_fields(processor), **config}
         return AutoModelForMaskedLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:

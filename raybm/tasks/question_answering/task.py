@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
 from raybm.core.signature import Signature
+from raybm.models.tokenizers import config_fields
 from raybm.models.windows import Window, windows
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
@@ -46,7 +47,7 @@ class QuestionAnsweringTask(Task):
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         if folder is not None:
             return AutoModelForQuestionAnswering.from_pretrained(folder, **config, dtype=torch.float32, use_safetensors=True)
-        settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config}
+        settings = {**config_fields(processor), **config}
         return AutoModelForQuestionAnswering.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModelForTokenClassification, PreTrained
 
 from raybm.core.errors import DataError
 from raybm.core.signature import Signature
+from raybm.models.tokenizers import config_fields
 from raybm.models.words import Pieces, pieces
 from raybm.tasks.batching import IGNORED, pad
+from raybm.tasks.classification import head_config
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.token_classification.spec import TokenClassification
 
@@ -47,11 +49,10 @@ class TokenClassificationTask(Task):
         return [{"_bad": reason} if reason else next(made) for reason in wrong]
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
-        names = dict(enumerate(labels))
-        head = {"num_labels": len(labels), "id2label": names, "label2id": {tag: i for i, tag in names.items()}}
+        head = head_config(labels)
         if folder is not None:
             return AutoModelForTokenClassification.from_pretrained(folder, **config, **head, dtype=torch.float32, use_safetensors=True)
-        settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config, **head}
+        settings = {**config_fields(processor), **config, **head}
         return AutoModelForTokenClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
