@@ -68,5 +68,6 @@ class Embeds(Engine, Protocol):
 @runtime_checkable
 class Predicts(Engine, Protocol):
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of the signature's inputs → rows of its outputs, in order: {"label", "score", "scores": {label: p}, "tokens"}.
+        """Rows of the signature's inputs → rows of its outputs, in order, with `tokens` where there are any: a classifier gives {"label",
+        "score", "scores": {label: p}}, one of several labels {"labels", "scores"}, a regressor {"value"}.
         Longer texts than the signature's max_length are cut. Safe from several threads. Raises UserError (a row without the inputs)."""
