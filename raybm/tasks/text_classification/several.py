@@ -23,11 +23,12 @@ class MultiLabelTask(TextClassificationTask):
     def encode(self, rows: Sequence[Row], processor: Any, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
         """`labels`: a 1 or a 0 for each."""
         encoded = processor([row["text"] for row in rows], truncation=True, max_length=max_length)["input_ids"] if rows else []
-        made = []
+        made: list[dict[str, Any]] = []
         for ids, row in zip(encoded, rows, strict=True):
-            unknown = [label for label in row["labels"] if label not in labels]
-            bad = {"_bad": f"label {unknown[0]!r} is none of {', '.join(labels)}"} if unknown else None
-            made.append(bad or {"input_ids": ids, "labels": [int(label in row["labels"]) for label in labels]})
+            if unknown := [label for label in row["labels"] if label not in labels]:
+                made.append({"_bad": f"label {unknown[0]!r} is none of {', '.join(labels)}"})
+            else:
+                made.append({"input_ids": ids, "labels": [int(label in row["labels"]) for label in labels]})
         return made
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
