@@ -124,6 +124,7 @@ class JobSpec(Spec):
         Check(("train.micro_tokens", "model.max_length"), lambda *values: _micro_tokens(*values)),
         Check(("model.tokenizer", "model.ref", "task"), lambda *values: _tokenizer(*values)),
         Check(("model.image", "model.ref", "task"), lambda *values: _image(*values)),
+        Check(("model.ref", "task"), lambda *values: _reference(*values)),
         Check(("train.schedule", "data.split.validation", "data.sources"), lambda *values: _plateau(*values)),
         Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
         Check(("data.sources", "data.steps", "task"), lambda *values: _columns(*values)),
@@ -159,6 +160,12 @@ def _image(image: object, ref: str, task: TaskSpec) -> tuple[str, str] | None:
     if image is None and takes and ref.startswith("scratch:"):
         return "a model from scratch does not say what pictures it takes.", "Add `image: {size: 224}`."
     return (f"{task.kind} has no pictures.", "Drop `model.image`.") if image is not None and not takes else None
+
+
+def _reference(ref: str, task: TaskSpec) -> tuple[str, str] | None:
+    if task.kind == "preference" and ref.startswith("scratch:"):
+        return "preferences are learnt by a model that answers already.", "Start from one that was trained on conversations."
+    return None
 
 
 def _plateau(schedule: str, share: float, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:

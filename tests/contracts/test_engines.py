@@ -18,7 +18,13 @@ from raybm.engines.protocol import Delta, Embeds, GenerateRequest, Generates, Pr
 from tests.engines import tiny
 
 MEMBERS = get_args(get_args(EngineSpec)[0]) if get_args(EngineSpec) else (EngineSpec,)
-FOLDERS: dict[str, Callable[[Path], Path]] = {"generates": tiny.language_model, "predicts": tiny.classifier, "embeds": tiny.embedder}
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    "generates": tiny.language_model,
+    "predicts": tiny.classifier,
+    "embeds": tiny.embedder,
+    "rewrites": tiny.encoder_decoder,
+}
+GENERATORS = ("generates", "rewrites")
 PROTOCOLS: dict[str, Any] = {"generates": Generates, "predicts": Predicts, "embeds": Embeds}
 
 
@@ -95,29 +101,32 @@ def test_over_long_texts_are_cut_and_over_long_prompts_refused(built: Callable[[
         generate(built("generates"), GenerateRequest(prompt=long))
 
 
-def test_a_generation_is_a_row_of_deltas_with_one_end(built: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_generation_is_a_row_of_deltas_with_one_end(built: Callable[[str], Any], generator: str) -> None:
     requests = [GenerateRequest(prompt="the dog " * n, max_tokens=n, temperature=0) for n in (3, 8, 1)]
-    requests.append(GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=4, seed=1))
-    for request, deltas in zip(requests, generate(built("generates"), *requests), strict=True):
+    if generator == "generates":
+        requests.append(GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=4, seed=1))
+    for request, deltas in zip(requests, generate(built(generator), *requests), strict=True):
         assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
         assert deltas[-1].finish_reason in ("stop", "length")
         assert 1 <= sum(delta.tokens for delta in deltas) <= (request.max_tokens or 0)
         assert all(delta.prompt_tokens == deltas[0].prompt_tokens > 0 for delta in deltas)
 
 
-def test_a_closed_generation_disturbs_no_other(built: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_closed_generation_disturbs_no_other(built: Callable[[str], Any], generator: str) -> None:
     async def scene() -> list[Delta]:
-        other = asyncio.create_task(collect(built("generates"), GenerateRequest(prompt="the dog", max_tokens=40, temperature=0)))
-        closing = built("generates").generate(GenerateRequest(prompt="fox", max_tokens=40, temperature=0))
+        other = asyncio.create_task(collect(built(generator), GenerateRequest(prompt="the dog", max_tokens=40, temperature=0)))
+        closing = built(generator).generate(GenerateRequest(prompt="fox", max_tokens=40, temperature=0))
         await asyncio.wait_for(anext(closing), 30)
         await closing.aclose()
         return await asyncio.wait_for(other, 30)
 
-    alone = generate(built("generates"), GenerateRequest(prompt="the dog", max_tokens=40, temperature=0))[0]
+    alone = generate(built(generator), GenerateRequest(prompt="the dog", max_tokens=40, temperature=0))[0]
     assert "".join(delta.text for delta in asyncio.run(scene())) == "".join(delta.text for delta in alone)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", FOLDERS)
 def test_after_closing_it_refuses(fresh: Callable[[str], Any], protocol: str) -> None:
     engine = fresh(protocol)
     engine.close()
@@ -125,7 +134,7 @@ def test_after_closing_it_refuses(fresh: Callable[[str], Any], protocol: str) ->
     with pytest.raises(RaybmError):
         engine.check()
     with pytest.raises(RaybmError):
-        if protocol == "generates":
+        if protocol in GENERATORS:
             generate(engine, GenerateRequest(prompt="the dog", max_tokens=2))
         elif protocol == "predicts":
             engine.predict([{"text": "fox"}])

@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -20,7 +21,9 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
 from raybm.core.signature import Signature
@@ -78,6 +81,18 @@ def language_model(folder: Path, context: int = 128) -> Path:
     Signature(problem="causal_lm", protocols=("generates",), inputs=("messages", "prompt"), outputs=("text",), max_length=context).write(
         folder
     )
+    return folder
+
+
+def encoder_decoder(folder: Path, config: PreTrainedConfig | None = None) -> Path:
+    """A T5, or what `config` says."""
+    torch.manual_seed(0)
+    tokenizer = chat_tokenizer()
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 5.0}
+    special = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    AutoModelForSeq2SeqLM.from_config(config or T5Config(**shape, **special)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Signature(problem="seq2seq", protocols=("generates",), inputs=("prompt",), outputs=("text",), max_length=48).write(folder)
     return folder
 
 

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from raybm.core.errors import SpecError
+from raybm.spec import JobSpec
 from raybm.tasks import Preference
 from tests.engines import tiny
 
@@ -58,3 +60,14 @@ def test_equal_answers_teach_nothing() -> None:
     [same] = task.encode([{"prompt": "the", "chosen": "fox", "rejected": "fox"}], tokenizer, (), 64)
     [blank] = task.encode([{"prompt": "the", "chosen": "fox", "rejected": " "}], tokenizer, (), 64)
     assert "same" in same["_bad"] and blank["_bad"].startswith("rejected: ")
+
+
+def test_a_model_that_cannot_answer_yet_is_refused() -> None:
+    job = {
+        "name": "x",
+        "task": {"kind": "preference"},
+        "model": {"ref": "scratch:llama", "tokenizer": {"train": "bpe"}},
+        "data": {"sources": [{"kind": "jsonl", "path": "x.jsonl"}]},
+    }
+    with pytest.raises(SpecError, match="answers already"):
+        JobSpec.parse(job)
