@@ -23,6 +23,7 @@ from raybm.training.batches import Rows, Schedule
 from raybm.training.loader import Loader, Step, collate, draw
 from raybm.training.meter import Meter
 from raybm.training.optimizers import learning_rate, optimizer
+from raybm.training.replicas import Replicas
 from raybm.training.watchdog import Watchdog
 
 Emit = Callable[..., None]
@@ -58,8 +59,8 @@ def train(
     """Train until the steps are done or the validation metric stops improving.
 
     Collective: every rank of torch's process group calls it with the same arguments. `storage` is the artifact's; checkpoints
-    go there, and the last committed one is where it starts. Returns DeepSpeed's engine and the run's summary. Raises UserError
-    where the loss is no number any more.
+    go there, and the last committed one is where it starts. Returns the engine (DeepSpeed's, or Replicas) and the run's summary.
+    Raises UserError where the loss is no number any more.
     """
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = next(model.parameters()).device
@@ -137,13 +138,17 @@ def train(
 
 
 def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, device: str) -> Any:
-    import deepspeed
-
-    deepspeed.init_distributed()  # adopts the process group that stands; without it ZeRO-3 sees one rank
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    config = zero.deepspeed_config(spec, workers, device)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
+    engine: Any
+    if spec.zero.stage == 0:
+        engine = Replicas(model, optimizer(model, spec), spec.clip_norm)
+    else:
+        import deepspeed
+
+        deepspeed.init_distributed()  # adopts the process group that stands; without it ZeRO-3 sees one rank
+        config = zero.deepspeed_config(spec, workers, device)
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
     if spec.compile:
         engine.compile()
     return engine
