@@ -250,6 +250,13 @@ def test_keys_tenants_and_limits(caplog: pytest.LogCaptureFixture) -> None:
     assert KEY not in line and "private" not in line
 
 
+def test_a_path_forges_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "raybm"):
+        ask(make_app(), "GET", "/x%0AINFO%20tenant=acme" + "y" * 1000)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
+    assert "\n" not in line and line.startswith("GET /x%0AINFO%20tenant%3Dacmeyy") and len(line) < 300
+
+
 def test_log_under_a_route_prefix_holds_no_prefix(caplog: pytest.LogCaptureFixture) -> None:
     async def go() -> None:
         transport = httpx.ASGITransport(make_app(), root_path="/a")
