@@ -23,6 +23,7 @@ from raybm.engines.transformers.textstream import TextStream
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 2048  # padded prompt tokens computed between two steps: the running answers wait for them
+CHARACTERS_A_TOKEN = 32  # of a whole prompt, at the most: text has some 4, and a longer prompt is refused before it is tokenised
 HEADROOM = 32  # columns that must be free for a row to join, lest it be sent back at once
 CLOSE_TIMEOUT_S = 30.0
 
@@ -72,6 +73,7 @@ class Generator:
         self.max_batch, self.max_waiting, self.cache_tokens = spec.max_batch, spec.max_waiting, spec.cache_tokens
         self.ends = _ends(model, tokenizer)
         tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
+        self.tokenizing = threading.Lock()
         self.batch = Batch(model)
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
@@ -81,7 +83,7 @@ class Generator:
         self.thread.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        answer = self._answer(request)
+        answer = await asyncio.to_thread(self._answer, request, asyncio.get_running_loop())
         with self.changed:
             if self.ended:
                 raise _copy(self.ended)
@@ -111,10 +113,11 @@ class Generator:
             self.changed.notify()
         self.thread.join(CLOSE_TIMEOUT_S)
 
-    # ---- on the event loop: from a request to a row
+    # ---- beside the event loop, which a long prompt would hold up: from a request to a row
 
-    def _answer(self, request: GenerateRequest) -> Answer:
-        prompt = self._prompt(request)
+    def _answer(self, request: GenerateRequest, loop: asyncio.AbstractEventLoop) -> Answer:
+        with self.tokenizing:
+            prompt = self._prompt(request)
         room = self.signature.max_length - len(prompt)
         wanted = 1 if request.max_tokens is None else request.max_tokens
         if wanted < 1:
@@ -138,12 +141,19 @@ class Generator:
             prompt_tokens=len(prompt),
             limit=request.max_tokens or room,
             text=TextStream(self.tokenizer, prompt, request.stop),
-            loop=asyncio.get_running_loop(),
+            loop=loop,
         )
 
     def _prompt(self, request: GenerateRequest) -> list[int]:
         if (request.messages is None) == (request.prompt is None):
             raise UserError("either messages or a prompt is needed.", remedy="Give one of the two.")
+        characters = sum(len(str(m.get("content", ""))) for m in request.messages or ()) + len(request.prompt or "")
+        if characters > CHARACTERS_A_TOKEN * self.signature.max_length:
+            raise UserError(
+                f"the prompt has {characters} characters; the context holds {self.signature.max_length} tokens.",
+                where="prompt" if request.messages is None else "messages",
+                remedy="Shorten it.",
+            )
         if request.prompt is not None:
             ids = self._unfinished(request.prompt)
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
@@ -168,10 +178,10 @@ class Generator:
 
     def _unfinished(self, prompt: str) -> list[int]:
         """The prompt's ids, without the end-of-text or separator that some tokenizers put behind."""
-        ids = list(self.tokenizer(prompt).input_ids)
-        plain = list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
-        start = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), 0)
-        return ids[: start + len(plain)]
+        encoded = self.tokenizer(prompt, return_special_tokens_mask=True)
+        added = encoded.special_tokens_mask  # 0 for a special token that stands in the prompt itself
+        end = next((i + 1 for i in reversed(range(len(added))) if not added[i]), 0)
+        return list(encoded.input_ids[:end])
 
     # ---- on the thread: the batch
 
@@ -189,6 +199,8 @@ class Generator:
             with self.changed:
                 left = [*self.answers, *self.waiting]
                 self.waiting.clear()
+            self.answers = []
+            del self.batch  # and with it the model
             for answer in left:
                 if not answer.over:
                     answer.send(_copy(self.ended or RaybmError("generation ended.")))
