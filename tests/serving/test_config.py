@@ -66,6 +66,27 @@ applications:
         build({"models": [{"name": "gateway", "ref": "package:x"}]})
 
 
+def test_what_must_be_unique() -> None:
+    def problems(**changes: Any) -> set[tuple[str, str]]:
+        gateway = {"api_keys": [{"tenant": tenant, "sha256": digest * 64, **limit} for tenant, digest, limit in changes.get("keys", ())]}
+        args = {"models": [{"name": "m", "ref": "package:x"}], "gateway": gateway}
+        apps = [{"name": n, "route_prefix": r, "import_path": "raybm.serving.app:build", "args": args} for n, r in changes["apps"]]
+        try:
+            ServeConfig.parse({"http_options": {"host": "127.0.0.1"}, "applications": apps})
+        except SpecError as error:
+            return {(problem.path, problem.what) for problem in error.problems}
+        return set()
+
+    assert not problems(apps=[("a", "/"), ("b", "/b")], keys=[("t", "0", {}), ("t", "1", {}), ("u", "2", {"requests_per_minute": 1})])
+    assert problems(apps=[("a", "/"), ("a", "/a")]) == {("applications", "two applications have the same name.")}
+    assert problems(apps=[("a", "/a"), ("b", "/a")]) == {("applications", "two applications have the same route_prefix.")}
+    assert {path for path, _ in problems(apps=[("a", "/a/")])} == {"applications[0].route_prefix"}
+    keys = "applications[0].args.gateway.api_keys"
+    assert problems(apps=[("a", "/")], keys=[("t", "0", {}), ("u", "0", {})]) == {(keys, "a key is listed twice.")}
+    ((path, what),) = problems(apps=[("a", "/")], keys=[("t", "0", {"requests_per_minute": 5}), ("t", "1", {})])
+    assert path == keys and "requests_per_minute" in what
+
+
 def test_render_pins_aliases(tmp_path: Path) -> None:
     storage = str(tmp_path / "storage")
     registry = Registry(open_storage(storage))
@@ -108,6 +129,7 @@ def test_reason_out_of_a_traceback() -> None:
     message = "The deployment failed. Error:\nray::X()\n  File 'x'\nRuntimeError: Tr\nraybm.core.errors.NotFound: m@prod: there is none.\n"
     assert _error(message) == "m@prod: there is none."
     assert _error("ray::X()\n  File 'x'\nValueError: too small\n") == "ValueError: too small"
+    assert _error("ray::X()\nray.serve.exceptions.RayServeException: Prefix / is being used.") == "Prefix / is being used."
     assert _error("") == ""
 
 
