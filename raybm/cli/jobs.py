@@ -92,7 +92,11 @@ def init(
         return say(text)
     if out.exists():
         raise UserError("exists already.", where=str(out), remedy="Give another --out.")
-    out.write_text(text, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}.", where=str(out), remedy="Give another --out.") from error
     say(f"Wrote {out}. Look it over, then: raybm run {out} --dry-run")
     return None
 
@@ -219,8 +223,8 @@ def clean(
 
 def predict(
     model: Annotated[str, typer.Argument(help="registry:name@alias, file:path, package:name, ...; name@alias is short for registry:")],
-    file: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV, TSV or text.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Default: FILE.predictions.jsonl")] = None,
+    file: Annotated[str, typer.Argument(help="Rows: JSONL, CSV, TSV or text; a path, a glob or s3://...")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: FILE.predictions.jsonl, for one local file.")] = None,
     columns: Annotated[
         list[str], typer.Option("--column", metavar="NAME=COLUMN", help="Standard name = the file's column, such as text=review.")
     ] = [],  # noqa: B006
@@ -237,7 +241,9 @@ def predict(
     mapping = dict(column.split("=", 1) for column in columns if "=" in column)
     if len(mapping) < len(columns):
         raise UserError("takes NAME=COLUMN.", where="--column", remedy="For example --column text=review.")
-    target = out or file.with_name(file.name + ".predictions.jsonl")
+    if out is None and ("://" in file or set("*?[") & set(file)):
+        raise UserError("is not one local file.", where=file, remedy="Say with --out where the predictions go.")
+    target = out or Path(file + ".predictions.jsonl")
     ref = model if ":" in model else f"registry:{model}"
     with connect(cpus=2, say=say, address=address):
         rows = predict_rows(ref, file, target, open_storage(storage), batch=batch, columns=mapping)
