@@ -177,6 +177,13 @@ def test_classify() -> None:
 def test_parameters_that_change_meaning_are_refused_by_name(parameter: str, value: Any) -> None:
     error = refusal(ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **{parameter: value})), 400, "invalid_request")
     assert error["param"] == parameter and parameter in error["message"]
+    assert f"{parameter}: {parameter}" not in error["message"]
+
+
+@pytest.mark.parametrize("key", ["x" * 10_000, "<script>"])
+def test_an_unknown_key_is_not_repeated_unless_it_is_a_name(key: str) -> None:
+    error = refusal(ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **{key: 1})), 400, "invalid_request")
+    assert error["param"] is None and key not in error["message"] and error["message"].startswith("a key: is not supported")
 
 
 def test_harmless_and_neutral_parameters_are_accepted() -> None:
