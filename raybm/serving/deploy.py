@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import signal
 import socket
@@ -63,7 +64,11 @@ def deploy(
     SIGINT or SIGTERM. Raises SpecError, NotFound (a model), UserError (the port), DeadlineExceeded, RaybmError (a replica that
     cannot start).
     """
+    import ray
+
     config = load(ServeConfig, path)
+    if (address or os.environ.get("RAY_ADDRESS") or "local") == "local" and not ray.is_initialized():
+        _check_free(config.http_options)  # an embedded Ray's proxy will listen on this machine
     check_models(config, say)
     cpus, gpus = needs(config)
     with connect(cpus=cpus, gpus=gpus, say=say, address=address) as connection:

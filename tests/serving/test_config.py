@@ -17,7 +17,7 @@ from raybm.core.spec import load
 from raybm.core.storage import open_storage
 from raybm.serving.app import build
 from raybm.serving.auth import Keys, new_api_key
-from raybm.serving.deploy import _check_free, _error, check_models, needs
+from raybm.serving.deploy import _check_free, _error, check_models, deploy, needs
 from raybm.serving.limits import Limits, RateLimited
 from raybm.serving.render import render
 from raybm.spec import ServeConfig
@@ -116,13 +116,22 @@ def test_missing_model_is_told_before_anything_starts(tmp_path: Path) -> None:
         check_models(load(ServeConfig, path), print)
 
 
-def test_port_in_use_is_told() -> None:
+def test_port_in_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve's proxies do
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        port = taken.getsockname()[1]
         with pytest.raises(UserError, match="cannot be used"):
-            _check_free(HttpOptions(host="127.0.0.1", port=taken.getsockname()[1]))
+            _check_free(HttpOptions(host="127.0.0.1", port=port))
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        application = {"import_path": "raybm.serving.app:build", "args": {"models": [{"name": "m", "ref": "file:/none"}]}}
+        (tmp_path / "serve.yaml").write_text(
+            yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]})
+        )
+        with pytest.raises(UserError, match="cannot be used"):  # before the model is looked for and Ray is started
+            deploy(tmp_path / "serve.yaml", connect=lambda **settings: pytest.fail("Ray was started"), say=print)
 
 
 def test_reason_out_of_a_traceback() -> None:
