@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -61,7 +61,9 @@ def findings(storage: str = "~/.raybm") -> list[Finding]:
         _shared_memory,
         lambda: _disk(storage),
         lambda: _storage(storage),
+        _endpoint,
         _cluster,
+        _dashboard,
         _authentication,
         _open_ports,
         _examples,
@@ -174,12 +176,19 @@ def _shared_memory() -> Finding:
 
 
 def _disk(storage: str) -> Finding:
-    folder = Path("~/.raybm" if "://" in storage else storage).expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
+    try:
+        local = open_storage(storage).local()
+    except RaybmError:  # _storage says what is wrong with it
+        local = None
+    folder = _there(local or Path("~/.raybm").expanduser().absolute())  # a storage elsewhere has its cache here
     free = shutil.disk_usage(folder).free
     remedy = "" if free >= LEAST_DISK_GIB * GIB else "Make room (raybm clean), or set `storage:` to another disk."
     return Finding("disk", not remedy, f"{free / GIB:.0f} GiB free at {folder}", remedy)
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or where it would be made."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _cgroup(name: str) -> str:
@@ -194,13 +203,12 @@ def _cgroup(name: str) -> str:
 
 
 def _storage(storage: str) -> Finding:
-    if not storage.startswith("s3://"):
-        configured = [name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)]
-        if configured:
-            return _endpoint(configured[0])
-        folder = Path(storage.removeprefix("file://")).expanduser().absolute()
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        ok = os.access(there, os.W_OK)
+    try:
+        root = open_storage(storage)
+    except RaybmError as error:
+        return Finding("storage", False, str(error.what), error.remedy)
+    if (folder := root.local()) is not None:
+        ok = os.access(_there(folder), os.W_OK)
         return Finding(
             "storage", ok, f"{folder} {'can' if ok else 'cannot'} be written", "" if ok else "Choose a folder of your own with `storage:`."
         )
@@ -208,7 +216,7 @@ def _storage(storage: str) -> Finding:
 
     def look() -> None:
         try:
-            open_storage(storage).folders()
+            root.folders()
         except RaybmError as error:
             problem.append(error)
 
@@ -224,7 +232,10 @@ def _storage(storage: str) -> Finding:
     return Finding("storage", True, f"{storage} answers")
 
 
-def _endpoint(variable: str) -> Finding:
+def _endpoint() -> Finding:
+    variable = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
+    if variable is None:
+        return Finding("S3", None, "AWS_ENDPOINT_URL_S3 is not set: s3:// is Amazon's")
     address = urlsplit(os.environ[variable])
     ok = _answers(address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
     place = address.netloc.rpartition("@")[2]
@@ -245,18 +256,42 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _cluster() -> Finding:
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address in ("", "local", "auto"):
-        return Finding("Ray cluster", None, "RAY_ADDRESS is not set: raybm run starts a Ray of its own")
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    try:
-        port = parts.port or 8265
-    except ValueError:
-        return Finding("Ray cluster", False, f"RAY_ADDRESS={address} is no address", "Use host:6379, or http://host:8265 for raybm submit.")
-    if _answers(parts.hostname or "", port):
-        return Finding("Ray cluster", True, f"{parts.hostname}:{port} accepts connections")
+    name, address = "Ray cluster", os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        return Finding(name, None, "RAY_ADDRESS is not set: raybm run starts a Ray of its own")
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return Finding(
+            name,
+            False,
+            f"RAY_ADDRESS={address} is no HOST:PORT of a Ray cluster, and raybm run refuses it",
+            "Such as 127.0.0.1:6379; unset it to work without a cluster. raybm submit takes RAY_API_SERVER_ADDRESS.",
+        )
+    if _answers(host.strip("[]"), int(port)):
+        return Finding(name, True, f"{address} accepts connections")
     remedy = "Start it (cluster/local.sh start), or unset RAY_ADDRESS to work without one."
-    return Finding("Ray cluster", False, f"nobody answers at {parts.hostname}:{port} (RAY_ADDRESS)", remedy)
+    return Finding(name, False, f"nobody answers at {address} (RAY_ADDRESS)", remedy)
+
+
+def _dashboard() -> Finding:
+    name, address = "Ray dashboard", os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        return Finding(name, None, "RAY_API_SERVER_ADDRESS is not set: raybm submit sends to http://127.0.0.1:8265")
+    parts = urlsplit(address)
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
+        return Finding(name, False, f"RAY_API_SERVER_ADDRESS={address} is not the URL of a dashboard", "Such as http://127.0.0.1:8265.")
+    if _answers(parts.hostname, port):
+        return Finding(name, True, f"{parts.hostname}:{port} accepts connections")
+    return Finding(
+        name,
+        False,
+        f"nobody answers at {parts.hostname}:{port} (RAY_API_SERVER_ADDRESS)",
+        "Start it (cluster/local.sh start), or unset it.",
+    )
 
 
 def _authentication() -> Finding:
@@ -284,38 +319,45 @@ def _authentication() -> Finding:
 def _open_ports() -> Finding:
     """Ray's listeners on every interface. A token guards most of them, not the metrics; only a firewall closes them to others."""
     name, remedy = "Ray's open ports", "Close them to other machines: a firewall, a security group or a Kubernetes NetworkPolicy (k8s/)."
+    as_root = "Run raybm doctor as root to see them."
     try:
-        listeners = sorted(set(_ray_listeners()))
+        listeners, unseen = _ray_listeners()
     except psutil.AccessDenied:
-        return Finding(name, None, "this system does not show listeners to an ordinary user", "Run raybm doctor as root to see them.")
+        return Finding(name, None, "this system does not show listeners to an ordinary user", as_root)
+    others = f"; {unseen} listeners of other users were not seen" if unseen else ""
     if not listeners:
-        return Finding(name, None, "no Ray of this machine listens on every interface")
-    found = "on every interface: " + ", ".join(f"{port} ({program})" for port, program, _ in listeners)
+        return Finding(
+            name, None, f"no Ray of {'yours' if unseen else 'this machine'} listens on every interface{others}", as_root if unseen else ""
+        )
+    found = "on every interface: " + ", ".join(f"{port} ({program})" for port, program, _ in sorted(listeners))
     if all(token for _, _, token in listeners):
-        return Finding(name, None, f"{found}; all but the metrics ask for the token", remedy)
+        return Finding(name, None, f"{found}; all but the metrics ask for the token{others}", remedy)
     return Finding(
-        name, False, f"{found}; without authentication, so whoever reaches them runs code", f"{remedy} And set RAY_AUTH_MODE=token."
+        name, False, f"{found}; without authentication, so whoever reaches them runs code{others}", f"{remedy} And set RAY_AUTH_MODE=token."
     )
 
 
-def _ray_listeners() -> Iterator[tuple[int, str, bool]]:
-    """(port, program, asks for a token) of each Ray process that listens on every interface."""
+def _ray_listeners() -> tuple[set[tuple[int, str, bool]], int]:
+    """(port, program, asks for a token) of each Ray process that listens on every interface, and how many listeners belong to
+    users whose processes we may not look at."""
+    found, unseen = set(), 0
     for connection in psutil.net_connections("tcp"):
-        if (
-            connection.status != psutil.CONN_LISTEN
-            or connection.pid is None
-            or not ipaddress.ip_address(connection.laddr.ip).is_unspecified
-        ):
+        if connection.status != psutil.CONN_LISTEN or not ipaddress.ip_address(connection.laddr.ip).is_unspecified:
             continue
         try:
+            if connection.pid is None:
+                raise psutil.AccessDenied
             process = psutil.Process(connection.pid)
             command = " ".join(process.cmdline())
             program = next((known for known in RAY_PROGRAMS if known in command), None)
             if program is not None:
                 token = process.environ().get("RAY_AUTH_MODE") == "token"
-                yield connection.laddr.port, program.removeprefix("dashboard/").removesuffix(".py").strip(":") or "ray", token
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended meanwhile, or another user's
+                found.add((connection.laddr.port, program.removeprefix("dashboard/").removesuffix(".py").strip(":") or "ray", token))
+        except psutil.NoSuchProcess:  # ended meanwhile
             continue
+        except psutil.AccessDenied:
+            unseen += 1
+    return found, unseen
 
 
 # ---- the example jobs

@@ -16,6 +16,7 @@ def plain(tmp_path, monkeypatch):
     """Nothing configured."""
     for name in (
         "RAY_ADDRESS",
+        "RAY_API_SERVER_ADDRESS",
         "RAY_AUTH_MODE",
         "RAY_AUTH_TOKEN",
         "RAY_AUTH_TOKEN_PATH",
@@ -46,7 +47,16 @@ def test_every_finding_has_its_own_name_and_what_is_wrong_has_a_remedy(monkeypat
 
 
 def test_the_cluster_at_ray_address(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{closed_port()}")
+    assert found("Ray cluster").ok is None and found("Ray dashboard").ok is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for refused in (f"http://127.0.0.1:{port}", "auto", "127.0.0.1", f"ray://127.0.0.1:{port}"):
+            monkeypatch.setenv("RAY_ADDRESS", refused)
+            assert found("Ray cluster").ok is False and "HOST:PORT" in found("Ray cluster").found
+        for address, ok in ((f"http://127.0.0.1:{port}", True), (f"127.0.0.1:{port}", False), (f"http://127.0.0.1:{closed_port()}", False)):
+            monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+            assert found("Ray dashboard").ok is ok
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port()}")
     assert found("Ray cluster").ok is False
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
@@ -75,6 +85,28 @@ def test_ray_ports_on_every_interface(mode, ok):
         fake.stdin.close()
     assert f"{port} (gcs_server)" in finding.found and "firewall" in finding.remedy
     assert finding.ok is ok or mode == "token"  # another Ray of this machine may be an open one
+
+
+def test_listeners_of_other_users_are_not_passed_over(monkeypatch):
+    class Address:
+        ip, port = "0.0.0.0", 6379
+
+    class Listener:
+        status, pid, laddr = "LISTEN", None, Address
+
+    monkeypatch.setattr(doctor.psutil, "net_connections", lambda kind: [Listener])
+    finding = found("Ray's open ports")
+    assert finding.ok is None and "1 listeners of other users were not seen" in finding.found and "root" in finding.remedy
+
+
+def test_a_local_storage_whatever_the_endpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{closed_port()}")
+    for storage in (str(tmp_path / "new"), f"file://{tmp_path}/new"):
+        assert found("storage", storage).found == f"{tmp_path}/new can be written"
+        assert found("disk", storage).found.endswith(f"at {tmp_path}")
+    for wrong in ("gs://bucket/x", "file://relative"):
+        finding = found("storage", wrong)
+        assert finding.ok is False and finding.remedy
 
 
 def test_an_endpoint_that_is_down_without_its_password(monkeypatch):

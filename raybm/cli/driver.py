@@ -19,7 +19,7 @@ from raybm.core.context import Context
 from raybm.core.errors import RaybmError
 from raybm.core.events import Events
 from raybm.core.runs import Run
-from raybm.core.storage import open_storage
+from raybm.core.storage import Storage, open_storage
 from raybm.models.references import pinned
 from raybm.spec.job import JobSpec
 
@@ -46,10 +46,12 @@ def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
             progress(f"run {run.id}, files in {run.storage.uri}")
             records = runner.run(job, run, context, lambda: _on_ray(job, address, progress))
         except BaseException as error:
-            _failed(run, job, error, progress)
+            _failed(run, job, root, error, progress)
             raise
-        progress(f"report: {report.write(run.folder, job.canonical(), records)}")
-        run.close(state="succeeded")
+        try:
+            _report(run, job, root, progress)
+        finally:
+            run.close(state="succeeded")
     return records
 
 
@@ -103,19 +105,30 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _failed(run: Run, job: JobSpec, error: BaseException, progress: Callable[[str], None]) -> None:
+def _failed(run: Run, job: JobSpec, root: Storage, error: BaseException, progress: Callable[[str], None]) -> None:
     """The run's state, the cause in its log, and the report of what was done (a refused gate is looked at there)."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    if interrupted:
-        progress("stopped; the same command goes on from what is done")
-    if not isinstance(error, RaybmError) and not interrupted:
-        log.error("unexpected error\n%s", "".join(traceback.format_exception(error)))
-    elif error.__cause__ is not None:
-        log.error("%s\n%s", error, "".join(traceback.format_exception(error.__cause__)))
     try:
+        if interrupted:
+            progress("stopped; the same command goes on from what is done")
+        elif not isinstance(error, RaybmError):
+            log.error("unexpected error\n%s", "".join(traceback.format_exception(error)))
+        elif error.__cause__ is not None:
+            log.error("%s\n%s", error, "".join(traceback.format_exception(error.__cause__)))
         if run.state.artifacts and not interrupted:
-            made = report.finished(open_storage(job.storage), run.state.artifacts)
-            progress(f"report: {report.write(run.folder, job.canonical(), made)}")
-        run.close(state="cancelled" if interrupted else "failed", error="stopped" if interrupted else str(error) or type(error).__name__)
-    except RaybmError as second:
-        print(f"raybm: the run's state could not be written: {second}", file=sys.stderr)  # noqa: T201
+            _report(run, job, root, progress)
+    finally:
+        try:
+            run.close(
+                state="cancelled" if interrupted else "failed", error="stopped" if interrupted else str(error) or type(error).__name__
+            )
+        except RaybmError as second:
+            print(f"raybm: the run's state could not be written: {second}", file=sys.stderr)  # noqa: T201
+
+
+def _report(run: Run, job: JobSpec, root: Storage, progress: Callable[[str], None]) -> None:
+    try:
+        progress(f"report: {report.write(run.folder, job.canonical(), report.finished(root, run.state.artifacts))}")
+    except Exception as error:  # an edge: what the run did stands, with or without its page
+        log.warning("no report", exc_info=error)
+        progress(f"the report could not be written: {error}")

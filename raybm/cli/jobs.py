@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from raybm.spec import JobSpec
 
 STORAGE = typer.Option("--storage", help="Folder or s3://bucket/prefix.")
@@ -20,6 +22,13 @@ DEFAULT_STORAGE = "~/.raybm"
 
 def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
+
+
+def show_table(table: Table) -> None:
+    """Cells are shown as they are: an error's text may hold what looks like markup or an emoji code."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False, highlight=False).print(table)
 
 
 def run(
@@ -83,7 +92,11 @@ def init(
         return say(text)
     if out.exists():
         raise UserError("exists already.", where=str(out), remedy="Give another --out.")
-    out.write_text(text, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}.", where=str(out), remedy="Give another --out.") from error
     say(f"Wrote {out}. Look it over, then: raybm run {out} --dry-run")
     return None
 
@@ -98,17 +111,18 @@ def schema(which: Annotated[Literal["job", "serve"], typer.Argument(help="job or
 
 def doctor(storage: Annotated[str, STORAGE] = DEFAULT_STORAGE) -> None:
     """Look at this machine and say what is missing and what to do about it. Exit code 1 if anything must be mended."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from raybm.doctor import findings
 
     table = Table(box=None, show_header=False, pad_edge=False)
     found = findings(storage)
     for finding in found:
-        mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: "[dim]--[/]"}[finding.ok]
-        table.add_row(mark, finding.name, finding.found + (f"\n[bold]→ {finding.remedy}[/]" if finding.remedy else ""))
-    Console().print(table)
+        mark = {True: Text("ok", "green"), False: Text("missing", "red"), None: Text("--", "dim")}[finding.ok]
+        remedy = (f"\n→ {finding.remedy}", "bold") if finding.remedy else ""
+        table.add_row(mark, finding.name, Text.assemble(finding.found, remedy))
+    show_table(table)
     raise typer.Exit(1 if any(finding.ok is False for finding in found) else 0)
 
 
@@ -120,7 +134,6 @@ def runs(
     """List the runs, the newest first."""
     import datetime
 
-    from rich.console import Console
     from rich.table import Table
 
     from raybm.core.runs import states
@@ -140,7 +153,7 @@ def runs(
         for state in states(open_storage(storage)):
             started = datetime.datetime.fromtimestamp(state.started).isoformat(" ", "seconds")
             table.add_row(state.run, state.shown, state.stage, started, state.error.splitlines()[0] if state.error else "")
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show_table(table)
 
 
 def status(run: str, storage: Annotated[str, STORAGE] = DEFAULT_STORAGE) -> None:
@@ -210,8 +223,8 @@ def clean(
 
 def predict(
     model: Annotated[str, typer.Argument(help="registry:name@alias, file:path, package:name, ...; name@alias is short for registry:")],
-    file: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV, TSV or text.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Default: FILE.predictions.jsonl")] = None,
+    file: Annotated[str, typer.Argument(help="Rows: JSONL, CSV, TSV or text; a path, a glob or s3://...")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: FILE.predictions.jsonl, for one local file.")] = None,
     columns: Annotated[
         list[str], typer.Option("--column", metavar="NAME=COLUMN", help="Standard name = the file's column, such as text=review.")
     ] = [],  # noqa: B006
@@ -228,7 +241,9 @@ def predict(
     mapping = dict(column.split("=", 1) for column in columns if "=" in column)
     if len(mapping) < len(columns):
         raise UserError("takes NAME=COLUMN.", where="--column", remedy="For example --column text=review.")
-    target = out or file.with_name(file.name + ".predictions.jsonl")
+    if out is None and ("://" in file or set("*?[") & set(file)):
+        raise UserError("is not one local file.", where=file, remedy="Say with --out where the predictions go.")
+    target = out or Path(file + ".predictions.jsonl")
     ref = model if ":" in model else f"registry:{model}"
     with connect(cpus=2, say=say, address=address):
         rows = predict_rows(ref, file, target, open_storage(storage), batch=batch, columns=mapping)

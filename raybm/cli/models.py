@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raybm.cli.jobs import DEFAULT_STORAGE, STORAGE, say
+from raybm.cli.jobs import DEFAULT_STORAGE, STORAGE, say, show_table
 
 if TYPE_CHECKING:
     from raybm.core.registry import Registry
@@ -21,13 +20,12 @@ Storage = Annotated[str, STORAGE]
 @app.command("list")
 def list_models(storage: Storage = DEFAULT_STORAGE) -> None:
     """Models, their versions and aliases."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("model", "versions", "aliases", box=None)
     for model in _registry(storage).models():
         table.add_row(model.name, ", ".join(map(str, model.versions)), ", ".join(f"{alias} → {v}" for alias, v in model.aliases.items()))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show_table(table)
 
 
 @app.command()

@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from raybm.spec import JobSpec
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXCLUDES = ["/.venv", ".git", "**/__pycache__", "/build", "/dist"]  # beside what .gitignore names
+SECRETS = [".env*", "*.pem", ".ssh", ".aws", ".netrc", "**/token"]
 RUNNING = ("PENDING", "RUNNING")
 STOPPED_EXIT_CODE = 130
 REQUEST_TIMEOUT_S = 120.0
@@ -61,13 +62,16 @@ def submit(
     command: Sequence[str] = ("raybm", "run"),
 ) -> int:
     """Run the job of `spec_path` on the cluster whose dashboard is at `address` (default: RAY_API_SERVER_ADDRESS,
-    then http://127.0.0.1:8265). `working_dir` (default: here) is what the cluster gets to see, less what .gitignore names.
-    `show` takes the log as it comes.
+    then http://127.0.0.1:8265). `working_dir` (default: here) is what the cluster gets to see, less what .gitignore names and
+    what usually holds secrets. `show` takes the log as it comes.
 
     Returns the job's own exit code, or 0 at once where `follow` is false. Raises SpecError, UserError (a refused token, a spec
-    outside of the working directory), NotFound (no cluster there), DeadlineExceeded (the cluster went away).
+    outside of the working directory), NotFound (no cluster there, or it has forgotten the job), DeadlineExceeded (the cluster went
+    away), RaybmError (it does not take the job).
     """
     folder = (working_dir or Path.cwd()).resolve()
+    if working_dir is None and Path.home().resolve().is_relative_to(folder):
+        raise UserError(f"{folder} holds more than a job's files.", where="working directory", remedy="Give --working-dir.")
     spec = specs.load(JobSpec, spec_path, overrides)
     try:
         inside = spec_path.resolve().relative_to(folder)
@@ -75,40 +79,105 @@ def submit(
         raise UserError(f"lies outside of {folder}.", where=str(spec_path), remedy="Give --working-dir a folder that holds it.") from None
     entrypoint = shlex.join([*command, inside.as_posix(), *(part for override in overrides for part in ("--set", override))])
     digest = hashlib.sha256(json.dumps([spec.canonical(), entrypoint], sort_keys=True).encode()).hexdigest()
-    with _client(address) as client:
-        id = _start(client, f"{spec.name}-{digest[:10]}", entrypoint, folder, say)
+    with _cluster(address) as cluster:
+        id = _start(cluster, f"{spec.name}-{digest[:10]}", entrypoint, folder, say)
         if not follow:
             say(f"Follow it with the same command, stop it with `raybm cancel {id}`.")
             return 0
         try:
-            return _follow(client, id, show or _to_terminal)
+            return _follow(cluster, id, show or _to_terminal)
         except KeyboardInterrupt:
             say(f"The job goes on. Follow it with the same command, stop it with `raybm cancel {id}`.")
             raise
 
 
 def jobs(address: str | None = None) -> list[Job]:
-    """The submitted jobs that the cluster remembers, oldest first. Raises as `submit`."""
-    with _client(address) as client:
+    """The submitted jobs that the cluster remembers, the newest first. Raises as `submit`."""
+    with _cluster(address) as cluster:
         found = [
-            Job(j.submission_id, str(j.status.value), j.entrypoint, j.start_time / 1000 if j.start_time else None)
-            for j in client.list_jobs()
-            if j.submission_id
+            Job(id, str(job.status.value), job.entrypoint, job.start_time / 1000 if job.start_time else None)
+            for id, job in cluster.jobs().items()
         ]
-    return sorted(found, key=lambda job: job.started or 0.0)
+    return sorted(found, key=lambda job: -(job.started or 0.0))
 
 
 def cancel(id: str, address: str | None = None) -> bool:
     """Ask a job to stop; Ray kills it when it does not. False: it was not running any more. Raises as `submit`."""
-    with _client(address) as client:
-        if id not in {job.submission_id for job in client.list_jobs()}:
+    with _cluster(address) as cluster:
+        if id not in cluster.jobs():
             raise NotFound("the cluster knows no such job.", where=id, remedy="`raybm runs --cluster` lists them.")
-        return bool(client.stop_job(id))
+        return cluster.stop(id)
 
 
-def _start(client: Any, stem: str, entrypoint: str, folder: Path, say: Callable[[str], None]) -> str:
+class _NoAnswer(NotFound):
+    """Nobody answers there, or not as Ray's job API does."""
+
+
+class _Cluster:
+    """Ray's job API. What its client raises, of many kinds, is an error of ours: UserError (the token) or _NoAnswer."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        with self._answers():
+            self.client = _client(address)
+
+    def jobs(self) -> dict[str, Any]:
+        """The submitted jobs (ray.job_submission.JobDetails) by their id."""
+        with self._answers():
+            return {job.submission_id: job for job in self.client.list_jobs() if job.submission_id}
+
+    def start(self, id: str, entrypoint: str, folder: Path) -> bool:
+        """False: the id is taken. Raises RaybmError when Ray refuses the job, or the folder, which is sent along."""
+        from ray.exceptions import RuntimeEnvSetupError
+
+        environment = {"working_dir": str(folder), "excludes": EXCLUDES + SECRETS}
+        with self._answers():
+            try:
+                self.client.submit_job(entrypoint=entrypoint, submission_id=id, runtime_env=environment)
+            except (RuntimeError, ValueError, RuntimeEnvSetupError) as error:
+                if "already exists" in str(error):
+                    return False
+                raise RaybmError(f"the cluster did not take the job: {error}", where=id, remedy="See the head's dashboard.log.") from error
+        return True
+
+    def stop(self, id: str) -> bool:
+        with self._answers():
+            return bool(self.client.stop_job(id))
+
+    def log(self, id: str) -> str:
+        with self._answers():
+            return str(self.client.get_job_logs(id))
+
+    async def tail(self, id: str) -> AsyncIterator[str]:
+        """The log from its beginning, as it grows."""
+        chunks = self.client.tail_job_logs(id)
+        while True:
+            with self._answers():
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        import aiohttp
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            remedy = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with its token (`cluster/local.sh status` prints both)."
+            raise UserError("the cluster refuses the token.", where=self.address, remedy=remedy) from error
+        except (OSError, requests.RequestException, aiohttp.ClientError, RuntimeError, ValueError, LookupError, TypeError) as error:
+            reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+            remedy = "Start one with `cluster/local.sh start`, or give --address."
+            raise _NoAnswer(f"no Ray cluster answers ({reason}).", where=self.address, remedy=remedy) from error
+
+
+def _start(cluster: _Cluster, stem: str, entrypoint: str, folder: Path, say: Callable[[str], None]) -> str:
     for _ in range(3):  # somebody else may take the id between our look and our request
-        known = {job.submission_id: str(job.status.value) for job in client.list_jobs()}
+        known = {id: str(job.status.value) for id, job in cluster.jobs().items()}
         number = 1
         while (id := stem if number == 1 else f"{stem}-{number}") in known and known[id] not in RUNNING:
             number += 1
@@ -116,25 +185,19 @@ def _start(client: Any, stem: str, entrypoint: str, folder: Path, say: Callable[
             say(f"Job {id} is already {known[id].lower()}: nothing new is started.")
             return id
         say(f"Sending {folder} to the cluster as job {id}.")
-        try:
-            client.submit_job(entrypoint=entrypoint, submission_id=id, runtime_env={"working_dir": str(folder), "excludes": EXCLUDES})
+        if cluster.start(id, entrypoint, folder):
             return id
-        except RuntimeError as error:
-            if "already exists" not in str(error):
-                raise RaybmError(f"the cluster did not take the job: {error}", where=id, remedy="See the head's dashboard.log.") from error
     raise RaybmError("others submit the same job over and over.", where=stem, remedy="Try again.")
 
 
-def _follow(client: Any, id: str, show: Callable[[str], object]) -> int:
+def _follow(cluster: _Cluster, id: str, show: Callable[[str], object]) -> int:
     """Show the log until the job ends. A cut connection is taken up again where it broke off."""
-    import aiohttp
-
     shown = 0
 
     async def tail() -> None:
         nonlocal shown
         skip = shown
-        async for chunk in client.tail_job_logs(id):
+        async for chunk in cluster.tail(id):
             if skip < len(chunk):
                 show(chunk[skip:])
             shown += max(0, len(chunk) - skip)
@@ -143,19 +206,21 @@ def _follow(client: Any, id: str, show: Callable[[str], object]) -> int:
     lost: float | None = None
     while True:
         try:
-            info = client.get_job_info(id)
-            if info.status.is_terminal():
-                log = client.get_job_logs(id)
-                show(log[shown:])
-                return _exit_code(str(info.status.value), info.driver_exit_code)
+            job = cluster.jobs().get(id)
+            if job is None:
+                what = "the cluster knows this job no more: its head was started anew, or the job was deleted."
+                raise NotFound(what, where=id, remedy="The same command sends it again, and it goes on from its last checkpoint.")
+            if job.status.is_terminal():
+                show(cluster.log(id)[shown:])
+                return _exit_code(str(job.status.value), job.driver_exit_code)
             lost = None
             with suppress(TimeoutError):
                 asyncio.run(asyncio.wait_for(tail(), TAIL_TIMEOUT_S))
-        except (aiohttp.ClientError, RuntimeError, OSError, ValueError) as error:  # ConnectionError and requests' errors among them
+        except _NoAnswer as error:
             now = time.monotonic()
             lost = lost or now
             if now - lost > RECONNECT_TIMEOUT_S:
-                what = f"the cluster has not answered for {RECONNECT_TIMEOUT_S:g} s ({type(error).__name__})."
+                what = f"the cluster has not answered for {RECONNECT_TIMEOUT_S:g} s ({type(error.__cause__).__name__})."
                 raise DeadlineExceeded(what, where=id, remedy="The same command follows the job again.") from error
         time.sleep(0.5)
 
@@ -170,29 +235,25 @@ def _exit_code(status: str, driver_exit_code: int | None) -> int:
 
 
 @contextmanager
-def _client(address: str | None) -> Iterator[Any]:
+def _cluster(address: str | None) -> Iterator[_Cluster]:
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     host = urlsplit(address).hostname
     if urlsplit(address).scheme not in ("http", "https") or not host:
         raise UserError(f"{address!r} is not the URL of a dashboard.", where="address", remedy=f"Such as {DEFAULT_ADDRESS}.")
     with environment(token_of(host) | {"RAY_API_SERVER_ADDRESS": address}):  # Ray's client heeds the variable more than its argument
-        from ray.exceptions import AuthenticationError
-        from ray.job_submission import JobSubmissionClient
+        yield _Cluster(address)
 
-        class Client(JobSubmissionClient):
-            def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # Ray's own waits without end
-                return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **kwargs)
 
-        for name in ("_private.runtime_env.packaging", "dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
-            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every upload
-        try:
-            yield Client(address)
-        except AuthenticationError as error:
-            remedy = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with its token (`cluster/local.sh status` prints both)."
-            raise UserError("the cluster refuses the token.", where=address, remedy=remedy) from error
-        except ConnectionError as error:
-            remedy = "Start one with `cluster/local.sh start`, or give --address."
-            raise NotFound("no Ray cluster answers.", where=address, remedy=remedy) from error
+def _client(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:  # Ray's own waits without end
+            return super()._do_request(*args, timeout=REQUEST_TIMEOUT_S, **kwargs)
+
+    for name in ("_private.runtime_env.packaging", "dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every upload
+    return Client(address)
 
 
 def _to_terminal(text: str) -> None:

@@ -26,7 +26,7 @@ def ask(engine: Any, rows: Sequence[Mapping[str, Any]], batch: int, max_tokens: 
 def request(row: Mapping[str, Any], max_tokens: int) -> GenerateRequest:
     """Greedy, for a row with `messages` or `prompt`."""
     messages = row.get("messages")
-    return GenerateRequest(messages, None if messages else row["prompt"], max_tokens, temperature=0.0)
+    return GenerateRequest(messages, None if messages else row["prompt"], max_tokens, clip=True, temperature=0.0)
 
 
 def generated(engine: Generates, requests: Sequence[GenerateRequest], at_once: int) -> list[Future[str]]:

@@ -20,6 +20,7 @@ class GenerateRequest:
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | None = None
     max_tokens: int | None = None  # None: up to the context's end
+    clip: bool = False  # fewer than max_tokens where the context ends before, instead of an error
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import signal
 import socket
@@ -63,7 +64,11 @@ def deploy(
     SIGINT or SIGTERM. Raises SpecError, NotFound (a model), UserError (the port), DeadlineExceeded, RaybmError (a replica that
     cannot start).
     """
+    import ray
+
     config = load(ServeConfig, path)
+    if (address or os.environ.get("RAY_ADDRESS") or "local") == "local" and not ray.is_initialized():
+        _check_free(config.http_options)  # an embedded Ray's proxy will listen on this machine
     check_models(config, say)
     cpus, gpus = needs(config)
     with connect(cpus=cpus, gpus=gpus, say=say, address=address) as connection:
@@ -99,9 +104,10 @@ def needs(config: ServeConfig) -> tuple[float, float]:
 def run(config: ServeConfig, say: Say, timeout_s: float = 600.0, *, local: bool = True) -> Endpoint:
     """Run the applications on the connected Ray and wait until they answer (`local`: on this machine). They end with that Ray.
 
-    Raises UserError (the port), DeadlineExceeded, RaybmError (a replica that cannot start).
+    Raises UserError (the port, a route), DeadlineExceeded, RaybmError (a replica that cannot start).
     """
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     from raybm.serving.app import build
 
@@ -113,7 +119,12 @@ def run(config: ServeConfig, say: Say, timeout_s: float = 600.0, *, local: bool 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(config.proxy_location, http.model_dump(exclude_none=True), controller_options={"runtime_env": CONTROLLER})
     targets = [serve.RunTarget(build(app.args.canonical()), app.name, app.route_prefix) for app in config.applications]
-    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    try:
+        serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except RayServeException as error:  # an application that runs on this cluster already has the route
+        raise UserError(
+            _error(str(error)), where="applications", remedy="Take another route_prefix, or `serve delete` that one."
+        ) from error
     _wait_for_applications({app.name for app in config.applications}, deadline, say)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)  # noqa: S104
     urls = [f"http://{f'[{host}]' if ':' in host else host}:{http.port}{app.route_prefix.rstrip('/')}" for app in config.applications]
@@ -176,7 +187,7 @@ def _error(message: str) -> str:
     """The line that names the error, of a deployment's message, which holds the replica's traceback."""
     lines = [line for line in message.splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]+\.\w+: |\w*(Error|Exception|Exit)\b", line)]
-    return re.sub(r"^raybm\.[\w.]+: ", "", (raised or lines or [""])[-1].strip())
+    return re.sub(r"^(raybm|ray\.serve)\.[\w.]+: ", "", (raised or lines or [""])[-1].strip())
 
 
 def _wait_for_answer(url: str, deadline: float) -> None:

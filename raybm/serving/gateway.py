@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -28,6 +29,7 @@ from raybm.spec.serve import GatewaySpec
 
 logger = logging.getLogger(__name__)
 PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
+LOGGED_PATH = 200  # characters
 W = TypeVar("W", bound=openai.Wire)
 
 
@@ -198,5 +200,6 @@ class Accounting:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if path not in PROBES:
                 self.metrics.request(model, tenant, status, seconds)
+                asked = quote(path, errors="replace")[:LOGGED_PATH]  # a decoded path may hold line ends
                 line = "%s %s model=%s tenant=%s status=%d ms=%.1f"
-                logger.info(line, scope["method"], path, model or "-", tenant or "-", status, seconds * 1000)
+                logger.info(line, scope["method"], asked, model or "-", tenant or "-", status, seconds * 1000)

@@ -19,6 +19,7 @@ from raybm.core.errors import UserError
 from raybm.engines.protocol import Embeddings, FinishReason, GenerateRequest
 
 Json = dict[str, Any]
+NAME_MAX = 100  # characters
 Stop = Annotated[str, Field(min_length=1)]
 
 HARMLESS = frozenset(
@@ -51,11 +52,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # parameter → values that ask for not
 
 
 class InvalidRequest(UserError):
-    """The body does not say what we can do; the first key that is wrong stands in `where`."""
+    """The body does not say what we can do."""
 
-    @property
-    def param(self) -> str | None:
-        return self.where or None
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", param: str | None = None) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.param = param
+        """The first key that is wrong, where it can be repeated."""
 
 
 def _without_neutral(document: Any) -> Any:
@@ -66,6 +68,11 @@ def _without_neutral(document: Any) -> Any:
 
 def _same(value: Any, neutral: Any) -> bool:
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _repeatable(part: str | int) -> bool:
+    """Whether an answer may repeat this part of a body's path: an index, or a name of a parameter's kind."""
+    return isinstance(part, int) or (part.isidentifier() and len(part) <= NAME_MAX)
 
 
 class Wire(BaseModel):
@@ -86,10 +93,12 @@ class Wire(BaseModel):
             mistakes = error.errors(include_url=False, include_context=False, include_input=False)
         texts = []
         for mistake in mistakes[:3]:
-            path = ".".join(str(part) for part in mistake["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str"))
-            what = "is not supported here; leave it out" if mistake["type"] == "extra_forbidden" else mistake["msg"]
-            texts.append(f"{path or 'body'}: {what}.")
-        raise InvalidRequest(" ".join(texts), where=str(mistakes[0]["loc"][0]) if mistakes[0]["loc"] else "")
+            path = ".".join(str(part) for part in mistake["loc"] if _repeatable(part) and part != "str")
+            unknown = mistake["type"] == "extra_forbidden"
+            what = "is not supported here; leave it out" if unknown else mistake["msg"]
+            texts.append(f"{path or ('a key' if unknown else 'body')}: {what}.")
+        first = mistakes[0]["loc"][:1]
+        raise InvalidRequest(" ".join(texts), param=str(first[0]) if first and _repeatable(first[0]) else None)
 
     def inputs(self) -> int:
         """How many texts the request holds."""

@@ -74,7 +74,7 @@ class ApiKey(Spec):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """64 hexadecimal digits; the key itself is stored nowhere."""
     requests_per_minute: PositiveInt | None = None
-    """One more is refused with 429. Default: no limit."""
+    """One more is refused with 429; all keys of a tenant share them. Default: no limit."""
 
 
 class GatewaySpec(Spec):
@@ -92,6 +92,21 @@ class GatewaySpec(Spec):
     """CPUs of each gateway replica."""
     replicas: PositiveInt = 1
     """Gateway processes; requests are spread over them."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("api_keys",),
+            lambda keys: ("a key is listed twice.", "List each once.") if len({key.sha256 for key in keys}) < len(keys) else None,
+        ),
+        Check(
+            ("api_keys",),
+            lambda keys: (
+                ("the keys of a tenant differ in requests_per_minute, which they share.", "Give them one number, or tenants of their own.")
+                if len({(key.tenant, key.requests_per_minute) for key in keys}) > len({key.tenant for key in keys})
+                else None
+            ),
+        ),
+    )
 
 
 class ServeSpec(Spec):
@@ -136,10 +151,10 @@ class HttpOptions(Spec):
 class Application(Spec):
     """One entry of `applications:` in Ray Serve's own config format."""
 
-    name: str = "raybm"
+    name: Annotated[str, Field(min_length=1)] = "raybm"
     """Name of the application in Ray Serve."""
-    route_prefix: Annotated[str, Field(pattern=r"^/")] = "/"
-    """Where its paths begin."""
+    route_prefix: Annotated[str, Field(pattern=r"^/([^{}]*[^{}/])?$")] = "/"
+    """Where its paths begin: / or such as /a."""
     import_path: str
     """Always raybm.serving.app:build."""
     args: ServeSpec
@@ -161,3 +176,20 @@ class ServeConfig(Spec):
     """On which nodes a proxy listens."""
     http_options: HttpOptions
     applications: Annotated[tuple[Application, ...], Field(min_length=1)]
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(
+            ("applications",),
+            lambda apps: (
+                ("two applications have the same name.", "Give each its own.") if len({a.name for a in apps}) < len(apps) else None
+            ),
+        ),
+        Check(
+            ("applications",),
+            lambda apps: (
+                ("two applications have the same route_prefix.", "Give each its own, such as /a and /b.")
+                if len({a.route_prefix for a in apps}) < len(apps)
+                else None
+            ),
+        ),
+    )

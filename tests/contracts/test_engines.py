@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.signature import Signature
@@ -140,3 +143,20 @@ def test_after_closing_it_refuses(fresh: Callable[[str], Any], protocol: str) ->
             engine.predict([{"text": "fox"}])
         else:
             engine.embed(["fox"])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_closing_frees_the_model(fresh: Callable[[str], Any], protocol: str) -> None:
+    before = parameters()
+    engine = fresh(protocol)
+    its_own = [weakref.ref(parameter) for key, parameter in parameters().items() if key not in before]
+    assert its_own
+    engine.close()
+    gc.collect()
+    assert not any(reference() is not None for reference in its_own)
+    engine.close()
+
+
+def parameters() -> dict[int, torch.nn.Parameter]:
+    """Those that are alive in this process, by their id."""
+    return {id(thing): thing for thing in gc.get_objects() if type(thing) is torch.nn.Parameter}

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from raybm.core.artifact import Artifact
@@ -45,11 +48,21 @@ def write_spec(folder: Path, storage: str, **changes: Any) -> Path:
     return path
 
 
-def start(spec: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`raybm run` in a process of its own, with an embedded Ray of its own."""
+@contextmanager
+def start(spec: Path, variables: Mapping[str, str] = {}) -> Iterator[subprocess.Popen[str]]:
+    """`raybm run` in a process of its own, with an embedded Ray of its own. What still runs at the end is killed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "raybm.cli", "run", str(spec), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    command = [sys.executable, "-m", "raybm.cli", "run", str(spec)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**environment, **variables}
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for member in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        member.kill()
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,26 +21,42 @@ from raybm.training import checkpoint
 from tests.e2e import job
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]  # three starts of Ray Train and a recovery
-STEPS = 100
+STEPS = 60
 TRAIN = {"max_steps": STEPS, "validate_every_steps": 20, "checkpoint": {"every_steps": 5}}
+WORKER_DIES, DRIVER_DIES = 20, 40  # steps
+HOLD = """
+import os, pathlib, re, time
+
+def replace(source, target, really=os.replace, **more):
+    really(source, target, **more)
+    step = re.search(r"committed/0*([0-9]+)[.]json$", str(target))
+    while step and (pathlib.Path(__file__).parent / f"hold-{step[1]}").exists():
+        time.sleep(0.02)
+
+os.replace = replace
+"""
+"""A sitecustomize.py: rank 0 goes no further than the commit of step N while the file hold-N lies beside."""
 
 
-def wait_for_commit(storage: Storage, process: subprocess.Popen[str], after: int) -> int:
-    """The step of the newest committed checkpoint, as soon as there is one after step `after`."""
+def wait_for_commit(storage: Storage, process: subprocess.Popen[str], step: int) -> None:
     deadline = time.monotonic() + job.DEADLINE_S
     while time.monotonic() < deadline:
         for name in storage.folders("artifacts/train"):
-            commits = checkpoint.commits(storage.at(f"artifacts/train/{name}"))
-            if commits and commits[-1].step > after:
-                return commits[-1].step
+            if step in [commit.step for commit in checkpoint.commits(storage.at(f"artifacts/train/{name}"))]:
+                return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
-    raise TimeoutError(f"no checkpoint was committed after step {after}")
+    raise TimeoutError(f"step {step} was not committed")
 
 
 def ranks_of(driver: int) -> list[psutil.Process]:
     """The training workers among a driver's descendants."""
-    return [p for p in psutil.Process(driver).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends while we look
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_killed_worker_then_killed_driver(ray_session: str, tmp_path: Path) -> None:
@@ -52,25 +70,31 @@ def test_killed_worker_then_killed_driver(ray_session: str, tmp_path: Path) -> N
     expected = job.losses(storages["alone"])
     assert sorted(expected) == list(range(1, STEPS + 1))
 
-    process = job.start(specs["killed"])
-    first = wait_for_commit(storages["killed"], process, after=0)
-    assert first < STEPS // 2
-    ranks_of(process.pid)[-1].kill()
-    wait_for_commit(storages["killed"], process, after=STEPS // 2)
-    left = ranks_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    for rank in left:  # they would live on for some seconds, and this job's last fifty steps take one
-        with contextlib.suppress(psutil.NoSuchProcess):
-            rank.kill()
-    process.communicate(timeout=60)
+    (tmp_path / "sitecustomize.py").write_text(HOLD)
+    holds = {step: tmp_path / f"hold-{step}" for step in (WORKER_DIES, DRIVER_DIES)}
+    for hold in holds.values():
+        hold.touch()
+    with job.start(specs["killed"], {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}) as process:
+        wait_for_commit(storages["killed"], process, WORKER_DIES)
+        ranks_of(process.pid)[-1].kill()
+        holds[WORKER_DIES].unlink()
+        wait_for_commit(storages["killed"], process, DRIVER_DIES)
+        left = ranks_of(process.pid)
+        process.send_signal(signal.SIGKILL)
+        for rank in left:  # they would live on for some seconds
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.kill()
+        holds[DRIVER_DIES].unlink()
+        process.communicate(timeout=60)
     before = job.losses(storages["killed"])
     assert before == pytest.approx({step: expected[step] for step in before}, abs=1e-4)
 
-    code, output = job.finish(job.start(specs["killed"]))
+    with job.start(specs["killed"]) as process:
+        code, output = job.finish(process)
     assert code == 0, output
     assert "prepare: done already" in output
     after = job.losses(storages["killed"])
-    assert min(after) > STEPS // 2  # not from the beginning
+    assert min(after) == DRIVER_DIES + 1  # not from the beginning
     assert after == pytest.approx({step: expected[step] for step in after}, abs=1e-4)
     final = {name: job.train_metrics(storage)["validation"]["loss"] for name, storage in storages.items()}
     assert final["killed"] == pytest.approx(final["alone"], abs=1e-4)

@@ -59,18 +59,19 @@ def test_a_server_that_goes_away_and_comes_back(tmp_path: Path, monkeypatch: pyt
     try:
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="gone")
         spec = job.write_spec(tmp_path, "s3://gone/jobs")
-        process = job.start(spec)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("train: starts"):
-                break
-        stop_weed(server)
-        code, output = job.finish(process)
+        with job.start(spec) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("train: starts"):
+                    break
+            stop_weed(server)
+            code, output = job.finish(process)
         assert code == StorageError.exit_code, output
         assert endpoint in output
         assert "Traceback" not in output
         _, server = up()
-        code, output = job.finish(job.start(spec))
+        with job.start(spec) as process:
+            code, output = job.finish(process)
         assert code == 0, output
         assert "prepare: done already" in output
         assert Registry(open_storage("s3://gone/jobs")).versions("tiny") == [1]

@@ -45,9 +45,13 @@ def test_classification_does_not_depend_on_the_batch(tmp_path: Path) -> None:
         assert answer["tokens"] == inputs.input_ids.shape[1]
 
 
+@pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens", "lasttoken"])
-def test_pooling_is_the_models_own(tmp_path: Path, mode: str) -> None:
-    engine = build(SPEC, pooling(tiny.embedder(tmp_path), mode, normalize=False))
+def test_pooling_is_the_models_own(tmp_path: Path, mode: str, padding: str) -> None:
+    folder = pooling(tiny.embedder(tmp_path), mode, normalize=False)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": padding}))
+    engine = build(SPEC, folder)
     assert isinstance(engine, Embedder)
     result = engine.embed(TEXTS)
     for text, vector, tokens in zip(TEXTS, result.vectors, result.tokens, strict=True):

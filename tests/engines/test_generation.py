@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(engine: Generator) -> No
 def test_what_cannot_be_answered_is_refused_before_it_starts(engine: Generator) -> None:
     for request, message in (
         (ask("the " * 200), "the context holds 128"),
+        (ask("x" * 1_000_000), "1000000 characters; the context holds 128 tokens"),
+        (GenerateRequest(messages=[{"role": "user", "content": "x" * 1_000_000}]), "1000000 characters"),
         (ask("the", 128), "the context holds 128"),
         (ask("the", 0), "no number of tokens"),
         (GenerateRequest(), "either messages or a prompt"),
@@ -143,6 +146,23 @@ def test_a_prompt_is_not_closed_by_what_the_tokenizer_adds(tmp_path: Path) -> No
     )
     assert made._prompt(GenerateRequest(prompt="the dog")) == [1, *plain]
     made.close()
+
+
+def test_a_special_token_at_the_end_of_a_prompt_stays(engine: Generator) -> None:
+    assert engine._prompt(GenerateRequest(prompt="the dog<end>")) == [*engine._prompt(GenerateRequest(prompt="the dog")), 0]
+
+
+def test_a_prompt_is_tokenised_once_and_not_on_the_event_loop(engine: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    tokenise = type(engine.tokenizer).__call__
+
+    def observed(*args: object, **kwargs: object) -> object:
+        threads.append(threading.get_ident())
+        return tokenise(*args, **kwargs)
+
+    monkeypatch.setattr(type(engine.tokenizer), "__call__", observed)
+    run(engine, ask("the dog", 2))
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
 
 
 @pytest.fixture

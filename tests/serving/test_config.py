@@ -17,7 +17,7 @@ from raybm.core.spec import load
 from raybm.core.storage import open_storage
 from raybm.serving.app import build
 from raybm.serving.auth import Keys, new_api_key
-from raybm.serving.deploy import _check_free, _error, check_models, needs
+from raybm.serving.deploy import _check_free, _error, check_models, deploy, needs
 from raybm.serving.limits import Limits, RateLimited
 from raybm.serving.render import render
 from raybm.spec import ServeConfig
@@ -66,6 +66,27 @@ applications:
         build({"models": [{"name": "gateway", "ref": "package:x"}]})
 
 
+def test_what_must_be_unique() -> None:
+    def problems(**changes: Any) -> set[tuple[str, str]]:
+        gateway = {"api_keys": [{"tenant": tenant, "sha256": digest * 64, **limit} for tenant, digest, limit in changes.get("keys", ())]}
+        args = {"models": [{"name": "m", "ref": "package:x"}], "gateway": gateway}
+        apps = [{"name": n, "route_prefix": r, "import_path": "raybm.serving.app:build", "args": args} for n, r in changes["apps"]]
+        try:
+            ServeConfig.parse({"http_options": {"host": "127.0.0.1"}, "applications": apps})
+        except SpecError as error:
+            return {(problem.path, problem.what) for problem in error.problems}
+        return set()
+
+    assert not problems(apps=[("a", "/"), ("b", "/b")], keys=[("t", "0", {}), ("t", "1", {}), ("u", "2", {"requests_per_minute": 1})])
+    assert problems(apps=[("a", "/"), ("a", "/a")]) == {("applications", "two applications have the same name.")}
+    assert problems(apps=[("a", "/a"), ("b", "/a")]) == {("applications", "two applications have the same route_prefix.")}
+    assert {path for path, _ in problems(apps=[("a", "/a/")])} == {"applications[0].route_prefix"}
+    keys = "applications[0].args.gateway.api_keys"
+    assert problems(apps=[("a", "/")], keys=[("t", "0", {}), ("u", "0", {})]) == {(keys, "a key is listed twice.")}
+    ((path, what),) = problems(apps=[("a", "/")], keys=[("t", "0", {"requests_per_minute": 5}), ("t", "1", {})])
+    assert path == keys and "requests_per_minute" in what
+
+
 def test_render_pins_aliases(tmp_path: Path) -> None:
     storage = str(tmp_path / "storage")
     registry = Registry(open_storage(storage))
@@ -95,19 +116,29 @@ def test_missing_model_is_told_before_anything_starts(tmp_path: Path) -> None:
         check_models(load(ServeConfig, path), print)
 
 
-def test_port_in_use_is_told() -> None:
+def test_port_in_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve's proxies do
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        port = taken.getsockname()[1]
         with pytest.raises(UserError, match="cannot be used"):
-            _check_free(HttpOptions(host="127.0.0.1", port=taken.getsockname()[1]))
+            _check_free(HttpOptions(host="127.0.0.1", port=port))
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        application = {"import_path": "raybm.serving.app:build", "args": {"models": [{"name": "m", "ref": "file:/none"}]}}
+        (tmp_path / "serve.yaml").write_text(
+            yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]})
+        )
+        with pytest.raises(UserError, match="cannot be used"):  # before the model is looked for and Ray is started
+            deploy(tmp_path / "serve.yaml", connect=lambda **settings: pytest.fail("Ray was started"), say=print)
 
 
 def test_reason_out_of_a_traceback() -> None:
     message = "The deployment failed. Error:\nray::X()\n  File 'x'\nRuntimeError: Tr\nraybm.core.errors.NotFound: m@prod: there is none.\n"
     assert _error(message) == "m@prod: there is none."
     assert _error("ray::X()\n  File 'x'\nValueError: too small\n") == "ValueError: too small"
+    assert _error("ray::X()\nray.serve.exceptions.RayServeException: Prefix / is being used.") == "Prefix / is being used."
     assert _error("") == ""
 
 

@@ -177,6 +177,13 @@ def test_classify() -> None:
 def test_parameters_that_change_meaning_are_refused_by_name(parameter: str, value: Any) -> None:
     error = refusal(ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **{parameter: value})), 400, "invalid_request")
     assert error["param"] == parameter and parameter in error["message"]
+    assert f"{parameter}: {parameter}" not in error["message"]
+
+
+@pytest.mark.parametrize("key", ["x" * 10_000, "<script>"])
+def test_an_unknown_key_is_not_repeated_unless_it_is_a_name(key: str) -> None:
+    error = refusal(ask(make_app(), "POST", "/v1/chat/completions", json=chat("x", **{key: 1})), 400, "invalid_request")
+    assert error["param"] is None and key not in error["message"] and error["message"].startswith("a key: is not supported")
 
 
 def test_harmless_and_neutral_parameters_are_accepted() -> None:
@@ -248,6 +255,13 @@ def test_keys_tenants_and_limits(caplog: pytest.LogCaptureFixture) -> None:
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
     assert line.startswith("POST /v1/classify model=size tenant=acme status=200 ms=")
     assert KEY not in line and "private" not in line
+
+
+def test_a_path_forges_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "raybm"):
+        ask(make_app(), "GET", "/x%0AINFO%20tenant=acme" + "y" * 1000)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
+    assert "\n" not in line and line.startswith("GET /x%0AINFO%20tenant%3Dacmeyy") and len(line) < 300
 
 
 def test_log_under_a_route_prefix_holds_no_prefix(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,16 +25,22 @@ class Encoder:
     """An encoder with its tokenizer; what its kinds share."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
-        self.model, self.tokenizer, self.signature, self.max_batch = model, tokenizer, signature, max_batch
+        self.tokenizer, self.signature, self.max_batch = tokenizer, signature, max_batch
+        self.tokenizer.padding_side = "right"  # where the pooling looks for the first and the last token
         self.tokenizing = threading.Lock()  # the Rust tokenizer keeps its truncation as state
-        self.closed = False
+        self._model: PreTrainedModel | None = model
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            raise RaybmError("the engine was closed.", remedy="Send the request again.")
+        return self._model
 
     def check(self) -> None:
-        if self.closed:
-            raise RaybmError("the engine was closed.", remedy="Send the request again.")
+        _ = self.model
 
     def close(self) -> None:
-        self.closed = True
+        self._model = None
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """`padded`, of texts."""

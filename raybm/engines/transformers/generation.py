@@ -24,6 +24,7 @@ from raybm.engines.transformers.textstream import TextStream
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 2048  # padded prompt tokens computed between two steps: the running answers wait for them
+CHARACTERS_A_TOKEN = 32  # of a whole prompt, at the most: text has some 4, and a longer prompt is refused before it is tokenised
 HEADROOM = 32  # columns that must be free for a row to join, lest it be sent back at once
 CLOSE_TIMEOUT_S = 30.0
 
@@ -73,6 +74,7 @@ class Generator:
         self.max_batch, self.max_waiting, self.cache_tokens = spec.max_batch, spec.max_waiting, spec.cache_tokens
         self.ends = _ends(model, tokenizer)
         tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
+        self.tokenizing = threading.Lock()
         self.batch = self._batch(model)
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
@@ -82,7 +84,7 @@ class Generator:
         self.thread.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        answer = self._answer(request)
+        answer = await asyncio.to_thread(self._answer, request, asyncio.get_running_loop())
         with self.changed:
             if self.ended:
                 raise _copy(self.ended)
@@ -115,13 +117,14 @@ class Generator:
     def _batch(self, model: PreTrainedModel) -> Any:
         return Batch(model)
 
-    # ---- on the event loop: from a request to a row
+    # ---- beside the event loop, which a long prompt would hold up: from a request to a row
 
-    def _answer(self, request: GenerateRequest) -> Answer:
+    def _answer(self, request: GenerateRequest, loop: asyncio.AbstractEventLoop) -> Answer:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UserError(f"{request.max_tokens} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
-        prompt = self._prompt(request)
-        limit = self._limit(len(prompt), request.max_tokens)
+        with self.tokenizing:
+            prompt = self._prompt(request)
+        limit = self._limit(len(prompt), request)
         random = torch.Generator()
         if request.seed is None:
             random.seed()
@@ -135,16 +138,17 @@ class Generator:
             prompt_tokens=len(prompt),
             limit=limit,
             text=TextStream(self.tokenizer, self._before(prompt), request.stop),
-            loop=asyncio.get_running_loop(),
+            loop=loop,
         )
 
     def _before(self, prompt: list[int]) -> list[int]:
         """What the answer goes on from."""
         return prompt
 
-    def _limit(self, prompt: int, wanted: int | None) -> int:
+    def _limit(self, prompt: int, request: GenerateRequest) -> int:
         """Tokens that an answer may have, after a prompt of so many. Raises UserError."""
         room = self.signature.max_length - prompt
+        wanted = min(request.max_tokens or room, room) if request.clip and room > 0 else request.max_tokens
         if (wanted or 1) > room:
             raise UserError(
                 f"the prompt has {prompt} tokens and {wanted or 1} more are asked for; the context holds {self.signature.max_length}.",
@@ -156,6 +160,13 @@ class Generator:
     def _prompt(self, request: GenerateRequest) -> list[int]:
         if (request.messages is None) == (request.prompt is None):
             raise UserError("either messages or a prompt is needed.", remedy="Give one of the two.")
+        characters = sum(len(str(m.get("content", ""))) for m in request.messages or ()) + len(request.prompt or "")
+        if characters > CHARACTERS_A_TOKEN * self.signature.max_length:
+            raise UserError(
+                f"the prompt has {characters} characters; the context holds {self.signature.max_length} tokens.",
+                where="prompt" if request.messages is None else "messages",
+                remedy="Shorten it.",
+            )
         if request.prompt is not None:
             ids = self._unfinished(request.prompt)
             start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
@@ -180,10 +191,10 @@ class Generator:
 
     def _unfinished(self, prompt: str) -> list[int]:
         """The prompt's ids, without the end-of-text or separator that some tokenizers put behind."""
-        ids = list(self.tokenizer(prompt).input_ids)
-        plain = list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
-        start = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), 0)
-        return ids[: start + len(plain)]
+        encoded = self.tokenizer(prompt, return_special_tokens_mask=True)
+        added = encoded.special_tokens_mask  # 0 for a special token that stands in the prompt itself
+        end = next((i + 1 for i in reversed(range(len(added))) if not added[i]), 0)
+        return list(encoded.input_ids[:end])
 
     # ---- on the thread: the batch
 
@@ -201,6 +212,8 @@ class Generator:
             with self.changed:
                 left = [*self.answers, *self.waiting]
                 self.waiting.clear()
+            self.answers = []
+            del self.batch  # and with it the model
             for answer in left:
                 if not answer.over:
                     answer.send(_copy(self.ended or RaybmError("generation ended.")))

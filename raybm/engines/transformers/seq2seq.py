@@ -35,9 +35,9 @@ class Rewriter(Generator):
     def _before(self, prompt: list[int]) -> list[int]:
         return []
 
-    def _limit(self, prompt: int, wanted: int | None) -> int:
+    def _limit(self, prompt: int, request: GenerateRequest) -> int:
         """The context holds for either side: a long prompt was cut, and an answer of that length ends."""
-        return min(wanted or self.signature.max_length, self.signature.max_length)
+        return min(request.max_tokens or self.signature.max_length, self.signature.max_length)
 
     def _newcomers(self, staying: list[Answer]) -> list[Answer]:
         chosen: list[Answer] = []
