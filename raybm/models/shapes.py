@@ -152,14 +152,14 @@ def _scratch(model_type: str, model: ModelSpec) -> Shape:
     from raybm.models import own
 
     own.register()
-    own.register()
     config = AutoConfig.for_model(model_type, **_vocabulary(model) | dict(model.config))
     with torch.device("meta"):
         return counted(AutoModel.from_config(config), config.to_dict())
 
 
 def _vocabulary(model: ModelSpec) -> dict[str, int]:
-    return {"vocab_size": model.tokenizer.vocab_size} if model.tokenizer else {}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}  # as the tokenizers that raybm trains number them
+    return {"vocab_size": model.tokenizer.vocab_size, **special} if model.tokenizer else {}
 
 
 def _gguf(file: Path) -> Shape:
