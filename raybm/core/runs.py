@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from raybm.core.errors import NotFound, StorageError
+from raybm.core.errors import NotFound, RaybmError
 from raybm.core.spec import Spec
-from raybm.core.storage import Storage
+from raybm.core.storage import Storage, files_under, local_errors
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
@@ -51,6 +51,7 @@ class Run:
         self.folder = self.storage.local() or Path("~/.raybm/cache/runs").expanduser() / self.id
         self.folder.mkdir(parents=True, exist_ok=True)
         self._on_cancel, self._done, self._lock = on_cancel, threading.Event(), threading.Lock()
+        self._brought: dict[str, tuple[int, int]] = {}
         now = time.time()
         self.state = RunState(run=self.id, job=job, state="running", started=now, heartbeat=now, host=platform.node(), pid=os.getpid())
         self.storage.write("spec.json", json.dumps(spec, indent=2, ensure_ascii=False).encode())
@@ -71,8 +72,17 @@ class Run:
         self.update(**changes)
 
     def _bring(self) -> None:
-        if self.storage.local() is None:
-            self.storage.upload(self.folder)
+        """Where the storage is elsewhere: the files that are new or have another size or time than when they were brought last."""
+        if self.storage.local() is not None:
+            return
+        for name in files_under(self.folder):
+            path = self.folder / name
+            with local_errors(str(path)):
+                status = path.stat()
+                state = status.st_size, status.st_mtime_ns
+                if self._brought.get(name) != state:
+                    self.storage.write(name, path.read_bytes())
+                    self._brought[name] = state
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_S):
@@ -82,7 +92,7 @@ class Run:
                 if self.storage.exists("cancel"):
                     self._on_cancel()
                     return
-            except StorageError as error:  # the stages meet it too, and say so; the next beat tries again
+            except RaybmError as error:  # the stages meet it too, and say so; the next beat tries again
                 log.warning("heartbeat: %s", error)
 
 

@@ -60,8 +60,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     registry = Registry(context.storage)
     version = _published(registry, name, out.key)
     if version is None:
-        context.run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=context.run_dir, prefix="publish-") as temp:
+        with tempfile.TemporaryDirectory(prefix="raybm-publish-") as temp:  # links; what lies in the run's folder, the run uploads
             lineage = _assemble(view, name, evaluation, inputs, context, Path(temp))
             facts = {"artifact": out.key, "lineage": lineage, "evaluation": evaluation}
             version = registry.publish(name, Path(temp), facts)

@@ -123,8 +123,13 @@ def finished(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return Finished(storage, job, inputs, context)
 
 
-def test_the_folder_holds_all_that_others_need(finished: Finished) -> None:
+def test_the_folder_holds_all_that_others_need(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, folders = Registry.publish, []
+    monkeypatch.setattr(
+        Registry, "publish", lambda self, name, folder, facts: (folders.append(folder), before(self, name, folder, facts))[1]
+    )
     metrics = finished.publish()
+    assert not folders[0].is_relative_to(finished.context.run_dir), "what lies there, the heartbeat uploads"
     registry = Registry(finished.storage)
     version = registry.get("stars", "prod")
     assert metrics == {"name": "stars", "version": 1, "uri": registry.uri("stars", 1), "alias": "prod"}
