@@ -55,20 +55,32 @@ def _view(cls: type[Spec], job: JobSpec) -> Spec:
 
 
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
-    """Walk the stages; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage raises."""
+    """Walk the stages; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage raises, and
+    Cancelled or Conflict where the run was stopped."""
+    try:
+        return _walk(job, run, context, on_ray)
+    except KeyboardInterrupt:
+        if run.stopped:
+            raise run.stopped from None
+        raise
+
+
+def _walk(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
     records: dict[str, Record] = {}
-    with ExitStack() as stack:
+    # Left from right to left: where a stage fails, Ray goes first, since its workers may still write, then the lease.
+    with ExitStack() as held, ExitStack() as cluster:
         on_cluster = False
         for step in steps(job, context.storage):
             name, out = step.stage.NAME, step.out
             run.update(stage=name)
             record = out.record()
             if record is None and step.stage.ON_RAY and not on_cluster:
-                stack.enter_context(on_ray())
+                cluster.enter_context(on_ray())
                 on_cluster = True
             if record is None:
-                with Lease(out.storage, run.id, LEASE_TIMEOUT_S, context.progress):
-                    record = out.record() or _make(step, replace(context, records=dict(records)))
+                lease = held.enter_context(Lease(out.storage, run.id, LEASE_TIMEOUT_S, context.progress, run.stop))
+                record = out.record() or _make(step, replace(context, records=dict(records)), lease)
+                held.close()
             else:
                 context.progress(f"{name}: done already ({out.key})")
             records[name] = record
@@ -77,7 +89,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     return records
 
 
-def _make(step: Step, context: Context) -> Record:
+def _make(step: Step, context: Context, lease: Lease) -> Record:
     name, started = step.stage.NAME, time.time()
     context.progress(f"{name}: starts ({step.out.key})")
     try:
@@ -95,6 +107,7 @@ def _make(step: Step, context: Context) -> Record:
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(time.time() - started, 2),
     )
+    lease.renew()  # else another run has taken over, and it is its record to write
     step.out.commit(record)
     context.progress(f"{name}: done in {record.seconds:.0f} s")
     return record

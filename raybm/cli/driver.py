@@ -16,7 +16,7 @@ from raybm.cli.display import Display
 from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, wait_for_place
 from raybm.core.artifact import Record
 from raybm.core.context import Context
-from raybm.core.errors import RaybmError
+from raybm.core.errors import Cancelled, RaybmError
 from raybm.core.events import Events
 from raybm.core.runs import Run
 from raybm.core.storage import open_storage
@@ -105,7 +105,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _failed(run: Run, job: JobSpec, error: BaseException, progress: Callable[[str], None]) -> None:
     """The run's state, the cause in its log, and the report of what was done (a refused gate is looked at there)."""
-    interrupted = isinstance(error, KeyboardInterrupt)
+    interrupted = isinstance(error, KeyboardInterrupt | Cancelled)
     if interrupted:
         progress("stopped; the same command goes on from what is done")
     if not isinstance(error, RaybmError) and not interrupted:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from raybm.core.errors import NotFound, RaybmError
+from raybm.core.errors import Cancelled, NotFound, RaybmError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage, files_under, local_errors
 
@@ -47,6 +47,8 @@ class Run:
 
     def __init__(self, root: Storage, job: str, spec: dict[str, Any], on_cancel: Callable[[], None]) -> None:
         self.id = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        self.stopped: RaybmError | None = None
+        """Why somebody wants it to end: what the runner raises then."""
         self.storage = root.at(f"runs/{self.id}")
         self.folder = self.storage.local() or Path("~/.raybm/cache/runs").expanduser() / self.id
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,11 @@ class Run:
         with self._lock:
             self.state = self.state.model_copy(update=changes | {"heartbeat": time.time()})
             self.storage.write("state.json", json.dumps(self.state.canonical(), indent=2).encode())
+
+    def stop(self, why: RaybmError) -> None:
+        """End the run, from any thread. An interrupt ends any wait at once, which a flag that stages look at would not."""
+        self.stopped = self.stopped or why
+        self._on_cancel()
 
     def close(self, **changes: Any) -> None:
         """Stop beating, bring the files over, write the last state."""
@@ -90,7 +97,7 @@ class Run:
                 self.update()
                 self._bring()
                 if self.storage.exists("cancel"):
-                    self._on_cancel()
+                    self.stop(Cancelled("the run was cancelled.", where=self.id, remedy="The same command goes on from what is done."))
                     return
             except RaybmError as error:  # the stages meet it too, and say so; the next beat tries again
                 log.warning("heartbeat: %s", error)
