@@ -22,7 +22,7 @@ from raybm.core.artifact import RECORD, Artifact
 from raybm.core.lease import held
 from raybm.core.registry import VERSION_FILE
 from raybm.core.runs import RunState, states
-from raybm.core.storage import HIDDEN, Storage
+from raybm.core.storage import HIDDEN, Storage, arrow_errors
 
 CACHE = Path("~/.raybm/cache")
 CACHES = {"models": 1, "artifacts": 1, "rows": 1, "runs": 1, "registry": 3}  # folder → depth of its entries
@@ -124,7 +124,9 @@ def _folders(root: Storage, prefix: str, depth: int) -> Mapping[str, _Folder]:
 
     filesystem, base = root.arrow(prefix)
     found: dict[str, _Folder] = {}
-    for info in filesystem.get_file_info(pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True)):
+    with arrow_errors(root.at(prefix).uri):
+        infos = filesystem.get_file_info(pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True))
+    for info in infos:
         parts = info.path[len(base) :].strip("/").split("/")
         if info.type == pyarrow.fs.FileType.File and len(parts) > depth:
             folder = found.setdefault("/".join(parts[:depth]), _Folder())

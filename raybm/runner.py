@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -11,16 +12,16 @@ from typing import Any
 
 from raybm.core.artifact import Artifact, Record, artifact, code_digest, library_versions
 from raybm.core.context import Context
-from raybm.core.errors import StorageError
 from raybm.core.lease import Lease
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
-from raybm.core.storage import Storage
+from raybm.core.storage import Storage, local_errors
 from raybm.spec.job import JobSpec
 from raybm.stages import Stage, evaluate, prepare, publish, train
 
 STAGES: tuple[Stage, ...] = (prepare, train, evaluate, publish)
 LEASE_TIMEOUT_S = 3600.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,11 @@ def _make(step: Step, context: Context, lease: Lease) -> Record:
     context.progress(f"{name}: starts ({step.out.key})")
     try:
         metrics = step.stage.run(step.view, step.inputs, step.out, context)
-    except OSError as error:  # Arrow's file systems, inside Ray, raise it for a storage that does not answer
-        raise StorageError(f"{error}.", where=f"{name} ({context.storage.uri})", remedy="The same command goes on.") from error
+    except OSError as error:  # of a temporary file, or one that a library writes
+        if error.errno not in FULL:
+            raise
+        with local_errors(str(error.filename or name)):
+            raise
     record = Record(
         stage=name,
         key=step.out.key,

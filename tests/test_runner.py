@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from raybm import runner
 from raybm.core import lease, runs
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
-from raybm.core.errors import Cancelled, Conflict, RaybmError
+from raybm.core.errors import Cancelled, Conflict, RaybmError, StorageError
 from raybm.core.events import Events
 from raybm.core.runs import Run, states
 from raybm.core.spec import Spec
@@ -197,3 +198,20 @@ def test_where_a_stage_fails_ray_goes_before_the_lease(stages: tuple[FakeStage, 
     with pytest.raises(RuntimeError):
         walk()
     assert held == [True], "ranks may write until Ray has ended"
+
+
+def test_a_full_disk_is_told_as_such_and_other_os_errors_are_not_taken_for_the_storages(
+    stages: tuple[FakeStage, FakeStage], tmp_path: Path
+) -> None:
+    def fails_with(number: int) -> Callable[[Artifact], None]:
+        def fail(out: Artifact) -> None:
+            raise OSError(number, "why", "/somewhere")
+
+        return fail
+
+    stages[1].during = fails_with(errno.ENOSPC)
+    with pytest.raises(StorageError, match=r"/somewhere: .*disk is full"):
+        Walk(tmp_path)()
+    stages[1].during = fails_with(errno.ECONNREFUSED)
+    with pytest.raises(ConnectionRefusedError):
+        Walk(tmp_path)()

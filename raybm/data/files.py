@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from raybm.core.errors import DataError, NotFound
-from raybm.core.storage import Storage, open_storage
+from raybm.core.storage import Storage, arrow_errors, local_errors, open_storage
 
 WILDCARD = re.compile(r"[*?\[]")
 NOT_TEXT = (
@@ -92,7 +92,8 @@ def _in_storage(path: str) -> list[File]:
     names = storage.keys()
     keys = [key for key in names if _matches(key.split("/"), pattern)]
     filesystem, root = storage.arrow()
-    infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
+    with arrow_errors(path):
+        infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
     is_file = pyarrow.fs.FileType.File
     return [File(f"{folder}/{key}", info.size, storage.at(key)) for key, info in zip(keys, infos, strict=True) if info.type == is_file]
 
@@ -107,7 +108,8 @@ def version(file: File) -> str:
         return str(file.bytes)
     if file.storage is not None:
         filesystem, path = file.storage.arrow()
-        return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
+        with arrow_errors(file.path):
+            return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
     return f"{file.bytes} {Path(file.path).stat().st_mtime_ns}"
 
 
@@ -148,6 +150,12 @@ class Opened:
 @contextmanager
 def open_file(file: File) -> Iterator[Opened]:
     """Raises NotFound, StorageError, and DataError for what is no text file."""
+    with local_errors(file.path) if file.storage is None else arrow_errors(file.path), _open_text(file) as opened:
+        yield opened
+
+
+@contextmanager
+def _open_text(file: File) -> Iterator[Opened]:
     raw = _Digesting(_open_binary(file))
     try:
         buffered: Any = io.BufferedReader(raw, 1 << 20)
