@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raybm.core.cache import cache_folder
 from raybm.core.errors import NotFound
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
@@ -66,7 +67,7 @@ class Artifact:
         own = self.storage.local(name)
         if own is not None:
             return own
-        target = Path("~/.raybm/cache/artifacts").expanduser() / self.key / (name or "all")
+        target = cache_folder("artifacts") / self.key / (name or "all")
         if not target.exists():
             self.storage.download(name, target)
         return target

@@ -10,9 +10,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
+from raybm.core.cache import cache_folder
 from raybm.core.errors import Cancelled, NotFound, RaybmError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage, files_under, local_errors
@@ -50,7 +50,7 @@ class Run:
         self.stopped: RaybmError | None = None
         """Why somebody wants it to end: what the runner raises then."""
         self.storage = root.at(f"runs/{self.id}")
-        self.folder = self.storage.local() or Path("~/.raybm/cache/runs").expanduser() / self.id
+        self.folder = self.storage.local() or cache_folder("runs") / self.id
         self.folder.mkdir(parents=True, exist_ok=True)
         self._on_cancel, self._done, self._lock = on_cancel, threading.Event(), threading.Lock()
         self._brought: dict[str, tuple[int, int]] = {}

@@ -4,14 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from raybm.core import runs
 from raybm.core.errors import NotFound
 from raybm.core.events import Events, by_step, read_events
-from raybm.core.storage import LocalStorage, open_storage
+from raybm.core.storage import open_storage
+from tests.elsewhere import Elsewhere
 
 
 def test_cancel_reaches_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,26 +25,11 @@ def test_cancel_reaches_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runs.cancel(storage, run.id)  # asking again changes nothing
 
 
-class Elsewhere(LocalStorage):
-    """A folder that behaves as if it were far away, and counts what is written."""
-
-    written: ClassVar[list[str]] = []
-
-    def at(self, prefix: str) -> Elsewhere:
-        return Elsewhere(super().at(prefix).root)
-
-    def local(self, prefix: str = "") -> None:
-        return None
-
-    def write(self, key: str, data: bytes) -> None:
-        self.written.append(key)
-        super().write(key, data)
-
-
 def test_files_are_brought_to_a_far_storage_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(runs, "HEARTBEAT_S", 0.02)
-    run = runs.Run(Elsewhere(tmp_path / "far"), "job", {}, on_cancel=lambda: None)
+    far = Elsewhere(tmp_path / "far")
+    run = runs.Run(far, "job", {}, on_cancel=lambda: None)
     (run.folder / "log.txt").write_text("one")
     (run.folder / "tensorboard").mkdir()
     (run.folder / "tensorboard" / "events").write_text("numbers")
@@ -53,7 +38,7 @@ def test_files_are_brought_to_a_far_storage_when_they_change(tmp_path: Path, mon
         file.write(" two")
     run.close()
     assert run.storage.read("log.txt") == b"one two"
-    assert Elsewhere.written.count("tensorboard/events") == 1 and Elsewhere.written.count("log.txt") <= 3
+    assert far.did.count("write tensorboard/events") == 1 and far.did.count("write log.txt") <= 3
 
 
 def _until(done: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from raybm.core.cache import cache_folder
 from raybm.core.errors import DeadlineExceeded, NotFound, StorageError, Unsupported, UserError
 from raybm.core.registry import Registry
 from raybm.core.storage import open_storage
@@ -263,17 +264,17 @@ def test_a_failure_leaves_nothing_and_the_next_one_starts_afresh():
 
     with pytest.raises(NotFound):
         cache.once("thing", fail)
-    killed = cache.models_cache() / ".thing.new"  # what a killed process leaves
+    killed = cache_folder("models") / ".thing.new"  # what a killed process leaves
     killed.mkdir()
     (killed / "half").write_text("x")
-    assert list(cache.once("thing", lambda folder: (folder / "whole").touch()).iterdir()) == [cache.models_cache() / "thing" / "whole"]
+    assert list(cache.once("thing", lambda folder: (folder / "whole").touch()).iterdir()) == [cache_folder("models") / "thing" / "whole"]
 
 
 def test_waiting_for_another_process_has_an_end():
     from filelock import FileLock
 
-    cache.models_cache().mkdir(parents=True)
-    with FileLock(cache.models_cache() / ".thing.lock"), pytest.raises(DeadlineExceeded):
+    cache_folder("models").mkdir(parents=True)
+    with FileLock(cache_folder("models") / ".thing.lock"), pytest.raises(DeadlineExceeded):
         cache.once("thing", lambda folder: None, wait_s=0.1)
 
 
