@@ -200,3 +200,10 @@ def test_without_evaluation_and_with_a_language_model(finished: Finished) -> Non
     card = (registry.folder(version) / "README.md").read_text()
     assert "was not evaluated" in card and "AutoModelForCausalLM" in card and "raybm render chat@VERSION" in card and "MIT. See" in card
     assert "evaluation.json" not in version.files and registry.aliases("chat") == {}
+
+
+def test_a_slice_alone_is_an_evaluation_too(finished: Finished) -> None:
+    finished.inputs["evaluate"].storage.write("evaluation.json", json.dumps({"slices": EVALUATION["slices"]}).encode())
+    finished.publish(gate={}, alias=None)
+    card = (Registry(finished.storage).folder(Registry(finished.storage).get("stars", 1)) / "README.md").read_text()
+    assert "| | slice amazon |" in card and "| macro_f1 | 0.5 |" in card and "against" not in card
