@@ -90,7 +90,8 @@ def _in_storage(path: str) -> list[File]:
     folder = "/".join([f"s3://{bucket}", *parts[:fixed]])
     storage = open_storage(folder)
     names = storage.keys()
-    keys = [key for key in names if _matches(key.split("/"), pattern)]
+    exact = "/".join(pattern)
+    keys = [exact] if exact in names else [key for key in names if _matches(key.split("/"), pattern)]
     filesystem, root = storage.arrow()
     with arrow_errors(path):
         infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
@@ -99,7 +100,13 @@ def _in_storage(path: str) -> list[File]:
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    return len(parts) == len(pattern) and all(fnmatchcase(part, wild) for part, wild in zip(parts, pattern, strict=True))
+    """As `glob` has it: `**` is any number of folders, and what begins with a dot is matched only by what does, too."""
+    if not pattern or not parts:
+        return not parts and all(wild == "**" for wild in pattern)
+    hidden = parts[0].startswith(".")
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (not hidden and _matches(parts[1:], pattern))
+    return fnmatchcase(parts[0], pattern[0]) and (not hidden or pattern[0].startswith(".")) and _matches(parts[1:], pattern[1:])
 
 
 def version(file: File) -> str:

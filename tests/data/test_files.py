@@ -66,6 +66,28 @@ def test_a_storage_that_goes_away_in_mid_file_is_a_storage_error() -> None:
         opened.text.read()
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.integration)])
+def test_a_pattern_means_the_same_everywhere(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root = str(tmp_path) if place == "folder" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    for name in ("a.txt", "in/a.txt", "in/deep/er/a.txt", "in/b.csv", "in/.hidden.txt", "in/.deep/a.txt", "in/odd[1].txt", "in/odd1.txt"):
+        open_storage(root).write(name, b"x")
+    found = {
+        "**/a.txt": ["a.txt", "in/a.txt", "in/deep/er/a.txt"],
+        "in/**/*.txt": ["in/a.txt", "in/deep/er/a.txt", "in/odd1.txt", "in/odd[1].txt"],
+        "in/**": ["in/a.txt", "in/b.csv", "in/deep/er/a.txt", "in/odd1.txt", "in/odd[1].txt"],
+        "*/*/a.txt": [],
+        "i?/.h*": ["in/.hidden.txt"],
+        "in/odd[1].txt": ["in/odd[1].txt"],
+        "in/[ab].*": ["in/a.txt", "in/b.csv"],
+    }
+    for pattern, expected in found.items():
+        if expected:
+            assert [file.path for file in expand(f"{root}/{pattern}")] == [f"{root}/{name}" for name in expected], pattern
+        else:
+            with pytest.raises(NotFound):
+                expand(f"{root}/{pattern}")
+
+
 @pytest.mark.integration
 def test_s3_globs_and_reads(s3: str) -> None:
     storage = open_storage(f"{s3}/data-test")
