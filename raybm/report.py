@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from raybm.charts import Series, line_chart
 from raybm.core.artifact import Artifact, Record
-from raybm.core.errors import GateRefused, NotFound
+from raybm.core.errors import DataError, GateRefused, NotFound
 from raybm.core.events import FILE as METRICS
 from raybm.core.events import by_step
 from raybm.core.runs import read_state, states
@@ -80,7 +80,7 @@ def finished(root: Storage, artifacts: Mapping[str, str]) -> dict[str, Record]:
 def _stages(root: Storage, run: str, records: Mapping[str, Record]) -> list[dict[str, Any]]:
     try:
         began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(read_state(root, run).started))
-    except NotFound:
+    except (NotFound, DataError):
         began = ""
     longest = max((record.seconds for record in records.values()), default=0) or 1
     return [

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from raybm.core.cache import cache_folder
-from raybm.core.errors import Cancelled, NotFound, RaybmError
+from raybm.core.errors import Cancelled, DataError, NotFound, RaybmError, SpecError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage, files_under, local_errors
 
@@ -104,20 +104,24 @@ class Run:
 
 
 def states(root: Storage) -> list[RunState]:
-    """All runs, the newest first."""
+    """All runs, the newest first, but for those whose state cannot be read."""
     found = []
     for name in root.folders("runs"):
         try:
             found.append(read_state(root, name))
         except NotFound:
             continue
+        except DataError as error:
+            log.warning("%s", error)
     return sorted(found, key=lambda state: -state.started)
 
 
 def read_state(root: Storage, run: str) -> RunState:
-    """Raises NotFound."""
+    """Raises NotFound, and DataError for one that is torn, or of another version of raybm."""
     try:
         return RunState.parse(json.loads(root.read(f"runs/{run}/state.json")))
+    except (ValueError, SpecError) as error:
+        raise DataError(f"its state.json cannot be read: {error}", where=run, remedy="`raybm clean` removes old runs.") from None
     except NotFound:
         known = ", ".join(root.folders("runs")[-5:]) or "none"
         raise NotFound("there is no such run.", where=run, remedy=f"`raybm runs` lists them. The last ones: {known}.") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raybm.core import runs
-from raybm.core.errors import NotFound
+from raybm.core.errors import DataError, NotFound
 from raybm.core.events import Events, by_step, read_events
 from raybm.core.storage import open_storage
 from tests.elsewhere import Elsewhere
@@ -55,6 +55,17 @@ def test_a_quiet_run_is_shown_as_lost(tmp_path: Path) -> None:
     state = runs.read_state(storage, run.id)
     assert state.shown == "running"
     assert state.model_copy(update={"heartbeat": time.time() - runs.LOST_S - 1}).shown == "lost"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"run"', b'{"run": "x", "of": "another version"}', b"\xff"])
+def test_a_state_that_cannot_be_read_hides_no_other(tmp_path: Path, torn: bytes) -> None:
+    storage = open_storage(str(tmp_path))
+    run = runs.Run(storage, "job", {}, on_cancel=lambda: None)
+    run.close(state="succeeded")
+    storage.write("runs/torn/state.json", torn)
+    assert [state.run for state in runs.states(storage)] == [run.id]
+    with pytest.raises(DataError, match=r"torn: its state\.json"):
+        runs.read_state(storage, "torn")
 
 
 def test_an_unknown_run_names_those_there_are(tmp_path: Path) -> None:
