@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raybm import plan
 from raybm.core.artifact import Artifact, Record, artifact, code_digest, library_versions
 from raybm.core.context import Context
 from raybm.core.lease import Lease
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage, local_errors
+from raybm.models.references import pinned
 from raybm.spec.job import JobSpec
 from raybm.stages import Stage, evaluate, prepare, publish, train
 
@@ -35,8 +37,14 @@ class Step:
     done: bool
 
 
+def settled(job: JobSpec, storage: Storage) -> JobSpec:
+    """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses. Raises NotFound."""
+    job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, storage)})})
+    return plan.resolve_auto(job, storage)
+
+
 def steps(job: JobSpec, storage: Storage) -> list[Step]:
-    """The stages that the spec has sections for, with which are done already."""
+    """The stages that the (settled) spec has sections for, with which are done already."""
     made: dict[str, Artifact] = {}
     found = []
     for stage in STAGES:

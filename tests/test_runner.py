@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 import pytest
 
 from raybm import runner
+from raybm.cli import jobs
 from raybm.core import lease, runs
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
 from raybm.core.errors import Cancelled, Conflict, RaybmError, StorageError
 from raybm.core.events import Events
+from raybm.core.registry import Registry
 from raybm.core.runs import Run, states
 from raybm.core.spec import Spec
 from raybm.core.storage import open_storage
@@ -215,3 +217,18 @@ def test_a_full_disk_is_told_as_such_and_other_os_errors_are_not_taken_for_the_s
     stages[1].during = fails_with(errno.ECONNREFUSED)
     with pytest.raises(ConnectionRefusedError):
         Walk(tmp_path)()
+
+
+def test_a_dry_run_names_the_artifacts_that_the_run_makes(
+    stages: tuple[FakeStage, FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    registry = Registry(open_storage(str(tmp_path)))
+    registry.promote("base", "prod", registry.publish("base", model, {}).number, expect=None)
+    monkeypatch.setattr("raybm.plan.lines", lambda job: [])
+    job = JobSpec.parse(JOB | {"storage": str(tmp_path), "model": {"ref": "registry:base@prod"}})
+    jobs._dry_run(job)
+    keys = [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()]
+    assert keys == [record.key for record in Walk(tmp_path)(model={"ref": "registry:base@1"}).values()]

@@ -20,7 +20,6 @@ from raybm.core.errors import Cancelled, RaybmError
 from raybm.core.events import Events
 from raybm.core.runs import Run
 from raybm.core.storage import open_storage
-from raybm.models.references import pinned
 from raybm.spec.job import JobSpec
 
 log = logging.getLogger("raybm")
@@ -30,8 +29,7 @@ DATA_CPUS = 1.0  # beside the workers: Ray Data's tasks, and the evaluation's ac
 def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
     """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong."""
     root = open_storage(job.storage)
-    job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, root)})})
-    job = plan.resolve_auto(job, root)
+    job = runner.settled(job, root)
     run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
     records: dict[str, Record] = {}
     with _log_file(run), _terminated_as_interrupted(), Display(run.id) as display:

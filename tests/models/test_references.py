@@ -14,7 +14,7 @@ from raybm.core.errors import DeadlineExceeded, NotFound, StorageError, Unsuppor
 from raybm.core.registry import Registry
 from raybm.core.storage import open_storage
 from raybm.models import cache, packages, references
-from raybm.models.references import license_file, license_of, resolve
+from raybm.models.references import fingerprint, license_file, license_of, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,16 @@ def test_a_gguf_is_converted_once_and_anew_when_it_changed(tmp_path, monkeypatch
     assert license_of("package:a-gguf") == "Apache-2.0"
 
 
+def test_a_fingerprint_converts_nothing(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"no gguf at all")
+    first = fingerprint(f"file:{file}")
+    file.write_bytes(b"another, longer one")
+    assert fingerprint(f"file:{file}") != first
+    with pytest.raises(NotFound):
+        fingerprint(f"file:{tmp_path}/none.gguf")
+
+
 def test_a_registered_model_by_version_and_alias(tmp_path):
     storage = open_storage(str(tmp_path / "storage"))
     version = Registry(storage).publish("m", model_folder(tmp_path / "m", card="---\nlicense: mit\n---\n"), {})
@@ -115,12 +125,14 @@ def test_a_registered_model_by_version_and_alias(tmp_path):
 def test_a_folder_on_s3_is_fetched_once_and_anew_when_it_changed(tmp_path, s3):
     folder = model_folder(tmp_path / "m")
     open_storage(f"{s3}/models/m").upload(folder)
+    state = fingerprint(f"{s3}/models/m")
+    assert not cache_folder("models").exists(), "to know its state, nothing is fetched"
     first = resolve(f"{s3}/models/m")
     assert sorted(path.name for path in first.iterdir()) == ["config.json", "model.safetensors"]
     assert resolve(f"{s3}/models/m") == first
     (folder / "config.json").write_text('{"a": 1}')
     open_storage(f"{s3}/models/m").upload(folder)
-    assert (resolve(f"{s3}/models/m") / "config.json").read_text() == '{"a": 1}'
+    assert (resolve(f"{s3}/models/m") / "config.json").read_text() == '{"a": 1}' and fingerprint(f"{s3}/models/m") != state
     with pytest.raises(NotFound):
         resolve(f"{s3}/models/absent")
 
