@@ -283,10 +283,10 @@ def _render(path: Path, seen: Seen) -> str:
     classify = seen.task == "text_classification"
     lost = seen.unusable / (seen.rows + seen.unusable)
     lines = [
-        f"# Made by `raybm init {path.name}`, which saw {'' if seen.complete else 'in the first rows '}{seen.rows:,} rows; "
+        f"# Made by `raybm init {_comment(path.name)}`, which saw {'' if seen.complete else 'in the first rows '}{seen.rows:,} rows; "
         f"the longest text has {longest:,} characters.",
-        *(f"# {note}" for note in seen.notes),
-        f"name: {name}",
+        *(f"# {_comment(note)}" for note in seen.notes),
+        f"name: {_yaml(name)}",
         "seed: 17",
         "",
         "resources:",
@@ -320,7 +320,7 @@ def _render(path: Path, seen: Seen) -> str:
         f"  lr: {1e-4 if classify and not cjk else 1e-3 if not seen.talks or cjk else 2e-5}",
         "",
         "publish:",
-        f"  name: {name}",
+        f"  name: {_yaml(name)}",
     ]
     if classify:
         lines += ["  # alias: prod", '  # gate: {macro_f1: ">= 0.80"} # refuse a worse model']
@@ -353,6 +353,11 @@ def _model(classify: bool, talks: bool, cjk: bool, longest: int) -> list[str]:
         f"    train: {scheme}",
         f"    vocab_size: {vocabulary}",
     ]
+
+
+def _comment(text: str) -> str:
+    """On one line, and without what YAML has no room for."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _yaml(value: Any) -> str:
