@@ -22,7 +22,7 @@ from raybm.core.storage import Storage
 
 RECORD = "record.json"
 SOURCE = Path(__file__).parent.parent
-COMPUTING = ("torch", "transformers", "tokenizers", "deepspeed", "ray", "numpy")
+COMPUTING = ("torch", "transformers", "tokenizers", "deepspeed", "peft", "ray", "numpy", "pandas", "pyarrow", "scikit-learn")
 
 
 class Record(Spec):
