@@ -92,10 +92,6 @@ class Registry:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage.at("registry")
 
-    def names(self) -> list[str]:
-        """Models that have a version."""
-        return [name for name in self._storage.folders() if self.versions(name)]
-
     def versions(self, name: str) -> list[int]:
         """Numbers of the complete versions, ascending."""
         folder = f"{_checked(name)}/versions"

@@ -14,12 +14,12 @@ from raybm.core.errors import DataError
 from raybm.data.files import File, open_file
 from raybm.data.frame import LISTS
 from raybm.data.source import Row, Source
+from raybm.models.chat import ROLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROBE = 1000  # rows after which a column that none of them had is missing
-ROLES = ("system", "user", "assistant")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 

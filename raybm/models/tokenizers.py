@@ -93,16 +93,6 @@ def train(spec: TokenizerSpec, texts: Callable[[], Iterator[str]], max_length: i
     )
 
 
-def config_fields(trained: PreTrainedTokenizerFast) -> dict[str, int]:
-    """What a model config must know of its tokenizer: vocab_size and the ids of the special tokens."""
-    fields = {"vocab_size": len(trained)}
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"):
-        value = getattr(trained, name)
-        if value is not None and not (name.startswith(("sep", "cls")) and trained.mask_token is None):
-            fields[name] = value
-    return fields
-
-
 def _watched(texts: Iterator[str]) -> Iterator[str]:
     empty = True
     for text in texts:
