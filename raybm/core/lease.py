@@ -98,7 +98,8 @@ class Lease:
             try:
                 self.renew()
             except Conflict as lost:
-                self.on_lost(lost)
+                if not self._done.is_set():  # else it was released meanwhile
+                    self.on_lost(lost)
                 return
             except RaybmError as error:  # the stage meets it too, and says so; the next beat tries again
                 log.warning("lease: %s", error)
