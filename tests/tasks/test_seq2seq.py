@@ -36,6 +36,8 @@ def test_scores_of_what_is_right_half_right_and_of_another_script() -> None:
     assert right["chrf"] == pytest.approx(100) and right["rouge_l"] == pytest.approx(1)
     half = task.score([{"text": "Netzwerk"}, {"text": "сеть была"}], rows, ())
     assert 0 < half["chrf"] < 100 and half["rouge_l"] == pytest.approx((0.5 + 0.8) / 2)
+    chinese = task.score([{"text": "无法删除这个网络"}], [{"completion": "无法删除网络"}], ())  # each character is a word
+    assert 30 < chinese["bleu"] < 100 and chinese["rouge_l"] == pytest.approx(2 * 6 / (6 + 8))
 
 
 def test_the_baseline_gives_the_translation_of_the_most_similar_source() -> None:

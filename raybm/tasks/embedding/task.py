@@ -80,7 +80,7 @@ class EmbeddingTask(Task):
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         sides = {name: ask([{"text": row[name]} for row in rows]) for name in ("anchor", "positive")}
         return [
-            {name: [float(value) for value in made["embedding"]] for name, made in zip(sides, pair, strict=True)}
+            {name: [round(float(value), 6) for value in made["embedding"]] for name, made in zip(sides, pair, strict=True)}
             for pair in zip(*sides.values(), strict=True)
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from raybm.core.signature import Signature
 from raybm.models.sequences import sources, targets
+from raybm.tasks.baselines import WORDS
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.seq2seq.spec import Seq2Seq
+
+CJK = re.compile("[぀-ヿ㐀-鿿]")
 
 
 class Seq2SeqTask(Task):
@@ -60,8 +64,8 @@ class Seq2SeqTask(Task):
         return ask([{"prompt": row["prompt"]} for row in rows])
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        """Of the whole split: BLEU (Papineni et al. 2002) and chrF (Popović 2015), 0 to 100, with sacrebleu's defaults (Post 2018); the
-        mean of ROUGE-L's F1 (Lin 2004), 0 to 1, over words of any script."""
+        """Of the whole split: chrF (Popović 2015) and BLEU (Papineni et al. 2002), 0 to 100, as sacrebleu counts them (Post 2018), with
+        its tokenizer for Chinese where the truth has such characters; the mean of ROUGE-L's F1 (Lin 2004), 0 to 1."""
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu import corpus_bleu, corpus_chrf
 
@@ -70,7 +74,7 @@ class Seq2SeqTask(Task):
         return {
             "rows": len(truth),
             "chrf": float(corpus_chrf(said, [truth]).score),
-            "bleu": float(corpus_bleu(said, [truth]).score),
+            "bleu": float(corpus_bleu(said, [truth], tokenize="zh" if any(map(CJK.search, truth)) else "13a").score),
             "rouge_l": sum(rouge.score(*pair)["rougeL"].fmeasure for pair in zip(truth, said, strict=True)) / max(1, len(truth)),
         }
 
@@ -93,7 +97,8 @@ class Seq2SeqTask(Task):
 
 
 class _Words:
-    """rouge-score's own tokenizer drops every letter that is not English."""
+    """For rouge-score, whose own tokenizer drops every letter that is not English."""
 
     def tokenize(self, text: str) -> list[str]:
-        return text.lower().split()
+        words: list[str] = re.findall(str(WORDS["token_pattern"]), text.lower())
+        return words
