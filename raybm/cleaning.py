@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raybm.core.artifact import RECORD, Artifact
+from raybm.core.cache import DEPTHS, ROOT
 from raybm.core.lease import held
 from raybm.core.registry import VERSION_FILE
 from raybm.core.runs import RunState, states
-from raybm.core.storage import HIDDEN, Storage
+from raybm.core.storage import HIDDEN, Storage, arrow_errors
 
-CACHE = Path("~/.raybm/cache")
-CACHES = {"models": 1, "artifacts": 1, "rows": 1, "runs": 1, "registry": 3}  # folder → depth of its entries
 DAY_S = 86400.0
 UNFINISHED_S = 3600.0  # what is not finished has to lie still for so long, even with keep_days=0
 
@@ -53,7 +52,7 @@ class _Folder:
         return (time.time() - self.newest) / DAY_S
 
 
-def removable(root: Storage, keep_days: float = 7.0, cache: Path = CACHE) -> list[Removable]:
+def removable(root: Storage, keep_days: float = 7.0, cache: Path = Path(ROOT)) -> list[Removable]:
     """Everything that is older than `keep_days` and that nothing kept needs, in the storage and in this machine's cache."""
     runs = states(root)
     old = {run.run for run in runs if run.shown != "running" and time.time() - run.heartbeat >= keep_days * DAY_S}
@@ -124,7 +123,9 @@ def _folders(root: Storage, prefix: str, depth: int) -> Mapping[str, _Folder]:
 
     filesystem, base = root.arrow(prefix)
     found: dict[str, _Folder] = {}
-    for info in filesystem.get_file_info(pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True)):
+    with arrow_errors(root.at(prefix).uri):
+        infos = filesystem.get_file_info(pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True))
+    for info in infos:
         parts = info.path[len(base) :].strip("/").split("/")
         if info.type == pyarrow.fs.FileType.File and len(parts) > depth:
             folder = found.setdefault("/".join(parts[:depth]), _Folder())
@@ -140,7 +141,7 @@ def _folders(root: Storage, prefix: str, depth: int) -> Mapping[str, _Folder]:
 def _cached(cache: Path, kept: list[RunState], keep_days: float) -> Iterator[Removable]:
     """Entries that were not read for `keep_days` (a file's access time, which Linux renews once a day) and that no kept run names."""
     names = {run.run for run in kept} | {key for run in kept for key in run.artifacts.values()}
-    for kind, depth in CACHES.items():
+    for kind, depth in DEPTHS.items():
         for path in sorted((cache / kind).glob("/".join("*" * depth))):
             if path.name in names or any(path.name.startswith(f"{name}-") for name in names):
                 continue

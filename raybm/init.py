@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from raybm.core import yamlfile
 from raybm.core.errors import DataError
@@ -67,7 +67,7 @@ def starting_spec(path: Path) -> str:
 def _head(path: str) -> list[str]:
     """The first lines. Raises DataError where they are not text."""
     with open_file(expand(path)[0]) as opened:
-        lines = opened.text.readlines(1 << 18)
+        lines: list[str] = cast(TextIO, opened.stream).readlines(1 << 18)
     head = "".join(lines)
     odd = sum(1 for char in head if char == "\0" or "\ud800" <= char <= "\udfff")
     if odd > 0.01 * len(head):
@@ -105,7 +105,7 @@ def _rows(source: Source) -> tuple[list[Row], int, bool]:
     rows: list[Row] = []
     bad = 0
     with open_file(expand(source.path)[0]) as opened:
-        for _, row in source.rows(opened.text):
+        for _, row in source.rows(opened.stream):
             if isinstance(row, str):
                 bad += 1
             elif len(rows) == ROWS:
@@ -144,7 +144,7 @@ def _delimited(path: str) -> Delimited | None:
             source = cls.model_validate({"path": path, "delimiter": delimiter, "quoting": quoting, "header": False, "columns": {"text": 0}})
             try:
                 with open_file(expand(path)[0]) as opened:
-                    found = list(islice(source.rows(opened.text), 2000))
+                    found = list(islice(source.rows(cast(TextIO, opened.stream)), 2000))
             except DataError:
                 continue
             widths = [len(row) for _, row in found if isinstance(row, dict)]
@@ -283,10 +283,10 @@ def _render(path: Path, seen: Seen) -> str:
     classify = seen.task == "text_classification"
     lost = seen.unusable / (seen.rows + seen.unusable)
     lines = [
-        f"# Made by `raybm init {path.name}`, which saw {'' if seen.complete else 'in the first rows '}{seen.rows:,} rows; "
+        f"# Made by `raybm init {_comment(path.name)}`, which saw {'' if seen.complete else 'in the first rows '}{seen.rows:,} rows; "
         f"the longest text has {longest:,} characters.",
-        *(f"# {note}" for note in seen.notes),
-        f"name: {name}",
+        *(f"# {_comment(note)}" for note in seen.notes),
+        f"name: {_yaml(name)}",
         "seed: 17",
         "",
         "resources:",
@@ -320,7 +320,7 @@ def _render(path: Path, seen: Seen) -> str:
         f"  lr: {1e-4 if classify and not cjk else 1e-3 if not seen.talks or cjk else 2e-5}",
         "",
         "publish:",
-        f"  name: {name}",
+        f"  name: {_yaml(name)}",
     ]
     if classify:
         lines += ["  # alias: prod", '  # gate: {macro_f1: ">= 0.80"} # refuse a worse model']
@@ -353,6 +353,11 @@ def _model(classify: bool, talks: bool, cjk: bool, longest: int) -> list[str]:
         f"    train: {scheme}",
         f"    vocab_size: {vocabulary}",
     ]
+
+
+def _comment(text: str) -> str:
+    """On one line, and without what YAML has no room for."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _yaml(value: Any) -> str:

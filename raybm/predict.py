@@ -68,7 +68,7 @@ def predict(
     data = data.map_batches(
         _read, fn_kwargs={"source": source, "wanted": wanted}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
     ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=None, batch_format="pyarrow", **_placement())
-    rows = (json.loads(row) for table in batches(data, "predict") for row in table.column("row").to_pylist())
+    rows = (row for table in batches(data, "predict") for part in table.column("rows").to_pylist() for row in json.loads(part))
     return _write(rows, out, signature, wanted.columns)
 
 
@@ -106,7 +106,12 @@ def _read(table: pa.Table, source: Source, wanted: Wanted) -> Iterator[dict[str,
         for part in frames(source, 0, number, File(path, size), wanted, BLOCK_CHARS):
             if not isinstance(part, Facts):
                 records = part[[*wanted.columns, "_file", "_line", "_bad"]].to_dict("records")
-                yield {"row": [json.dumps({name: value for name, value in record.items() if value is not None}) for record in records]}
+                yield _as_one([{name: value for name, value in record.items() if value is not None} for record in records])
+
+
+def _as_one(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """A table of one row: what is yielded goes on at once, as one block."""
+    return {"rows": [json.dumps(rows)]}
 
 
 class Predictor:
@@ -116,9 +121,8 @@ class Predictor:
         self.ref, self.storage, self.batch, self.max_tokens = ref, storage, batch, max_tokens
 
     def __call__(self, table: pa.Table) -> Iterator[dict[str, list[str]]]:
-        rows = [json.loads(row) for row in table.column("row").to_pylist()]
-        for part in self._predicted(rows):
-            yield {"row": [json.dumps(row) for row in part]}
+        for rows in table.column("rows").to_pylist():
+            yield from map(_as_one, self._predicted(json.loads(rows)))
 
     @cached_property
     def engine(self) -> Any:

@@ -15,9 +15,9 @@ from markupsafe import Markup
 
 from raybm.charts import Series, line_chart
 from raybm.core.artifact import Artifact, Record
-from raybm.core.errors import GateRefused, NotFound
+from raybm.core.errors import DataError, GateRefused, NotFound
 from raybm.core.events import FILE as METRICS
-from raybm.core.events import by_step
+from raybm.core.events import by_step, json_lines, read_events
 from raybm.core.runs import read_state, states
 from raybm.core.storage import Storage, open_storage
 from raybm.stages.publish import check_gate
@@ -80,7 +80,7 @@ def finished(root: Storage, artifacts: Mapping[str, str]) -> dict[str, Record]:
 def _stages(root: Storage, run: str, records: Mapping[str, Record]) -> list[dict[str, Any]]:
     try:
         began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(read_state(root, run).started))
-    except NotFound:
+    except (NotFound, DataError):
         began = ""
     longest = max((record.seconds for record in records.values()), default=0) or 1
     return [
@@ -91,8 +91,7 @@ def _stages(root: Storage, run: str, records: Mapping[str, Record]) -> list[dict
 
 def _events(root: Storage, run_dir: Path, job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The run's events. Where it resumed training, or found it done, those of the earlier runs that began it stand before."""
-    own = run_dir / METRICS
-    events = _parsed(own.read_bytes() if own.exists() else b"")
+    events = read_events(run_dir / METRICS)
     runs = states(root)
     started = next((state.started for state in runs if state.run == run_dir.name), time.time())
     for state in runs:
@@ -102,20 +101,16 @@ def _events(root: Storage, run_dir: Path, job: Mapping[str, Any]) -> list[dict[s
         if state.started < started and state.job == job["name"]:
             try:
                 spec = json.loads(root.read(f"runs/{state.run}/spec.json"))
-                if all(spec.get(section) == job[section] for section in ("seed", "task", "model", "data", "train")):
-                    events = _parsed(root.read(f"runs/{state.run}/{METRICS}")) + events
+                same = all(spec.get(section) == job[section] for section in ("seed", "task", "model", "data", "train"))
+                if same and spec.get("resources", {}).get("workers") == job["resources"]["workers"]:
+                    events = json_lines(root.read(f"runs/{state.run}/{METRICS}")) + events
             except NotFound:
                 continue
     return events
 
 
-def _parsed(lines: bytes) -> list[dict[str, Any]]:
-    """Of JSON Lines; a torn last one is left out."""
-    return [json.loads(line) for line in lines.splitlines(keepends=True) if line.endswith(b"\n")]
-
-
 def _charts(events: list[dict[str, Any]]) -> list[Markup]:
-    steps, validations = by_step(iter(events), "train"), by_step(iter(events), "validate")
+    steps, validations = by_step(events, "train"), by_step(events, "validate")
 
     def points(found: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
         return [(event["step"], event[name]) for event in found if event.get(name) is not None]
@@ -258,7 +253,7 @@ def _split_names(records: Mapping[str, Record]) -> list[str]:
 
 
 def _bad_rows(root: Storage, records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    return _parsed(_read(root, records, "prepare", "bad_rows.jsonl") or b"")[:BAD_SHOWN]
+    return json_lines(_read(root, records, "prepare", "bad_rows.jsonl") or b"")[:BAD_SHOWN]
 
 
 # ---- how it is shown

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raybm import plan
 from raybm.core.artifact import Artifact, Record, artifact, code_digest, library_versions
 from raybm.core.context import Context
-from raybm.core.errors import StorageError
 from raybm.core.lease import Lease
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
-from raybm.core.storage import Storage
+from raybm.core.storage import Storage, local_errors
+from raybm.models.references import pinned
 from raybm.spec.job import JobSpec
 from raybm.stages import Stage, evaluate, prepare, publish, train
 
 STAGES: tuple[Stage, ...] = (prepare, train, evaluate, publish)
 LEASE_TIMEOUT_S = 3600.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,14 @@ class Step:
     done: bool
 
 
+def settled(job: JobSpec, storage: Storage) -> JobSpec:
+    """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses. Raises NotFound."""
+    job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, storage)})})
+    return plan.resolve_auto(job, storage)
+
+
 def steps(job: JobSpec, storage: Storage) -> list[Step]:
-    """The stages that the spec has sections for, with which are done already."""
+    """The stages that the (settled) spec has sections for, with which are done already."""
     made: dict[str, Artifact] = {}
     found = []
     for stage in STAGES:
@@ -55,20 +64,32 @@ def _view(cls: type[Spec], job: JobSpec) -> Spec:
 
 
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
-    """Walk the stages; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage raises."""
+    """Walk the stages; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage raises, and
+    Cancelled or Conflict where the run was stopped."""
+    try:
+        return _walk(job, run, context, on_ray)
+    except KeyboardInterrupt:
+        if run.stopped:
+            raise run.stopped from None
+        raise
+
+
+def _walk(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
     records: dict[str, Record] = {}
-    with ExitStack() as stack:
+    # Left from right to left: where a stage fails, Ray goes first, since its workers may still write, then the lease.
+    with ExitStack() as held, ExitStack() as cluster:
         on_cluster = False
         for step in steps(job, context.storage):
             name, out = step.stage.NAME, step.out
             run.update(stage=name)
             record = out.record()
             if record is None and step.stage.ON_RAY and not on_cluster:
-                stack.enter_context(on_ray())
+                cluster.enter_context(on_ray())
                 on_cluster = True
             if record is None:
-                with Lease(out.storage, run.id, LEASE_TIMEOUT_S, context.progress):
-                    record = out.record() or _make(step, replace(context, records=dict(records)))
+                lease = held.enter_context(Lease(out.storage, run.id, LEASE_TIMEOUT_S, context.progress, run.stop))
+                record = out.record() or _make(step, replace(context, records=dict(records)), lease)
+                held.close()
             else:
                 context.progress(f"{name}: done already ({out.key})")
             records[name] = record
@@ -77,13 +98,16 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     return records
 
 
-def _make(step: Step, context: Context) -> Record:
+def _make(step: Step, context: Context, lease: Lease) -> Record:
     name, started = step.stage.NAME, time.time()
     context.progress(f"{name}: starts ({step.out.key})")
     try:
         metrics = step.stage.run(step.view, step.inputs, step.out, context)
-    except OSError as error:  # Arrow's file systems, inside Ray, raise it for a storage that does not answer
-        raise StorageError(f"{error}.", where=f"{name} ({context.storage.uri})", remedy="The same command goes on.") from error
+    except OSError as error:  # of a temporary file, or one that a library writes
+        if error.errno not in FULL:
+            raise
+        with local_errors(str(error.filename or name)):
+            raise
     record = Record(
         stage=name,
         key=step.out.key,
@@ -95,6 +119,7 @@ def _make(step: Step, context: Context) -> Record:
         started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(time.time() - started, 2),
     )
+    lease.renew()  # else another run has taken over, and it is its record to write
     step.out.commit(record)
     context.progress(f"{name}: done in {record.seconds:.0f} s")
     return record

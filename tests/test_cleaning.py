@@ -85,7 +85,7 @@ def test_what_is_young_or_being_made_stays(root: Storage, tmp_path: Path) -> Non
     dead = {"holder": "x", "host": "elsewhere", "pid": 1, "time": LONG_AGO}
     root.write(f"artifacts/train/dead/{KEY}", json.dumps(dead).encode())
     age(root, "artifacts/train/dead")
-    with Lease(root.at("artifacts/train/leased"), "me", 1, print):
+    with Lease(root.at("artifacts/train/leased"), "me", 1, print, print):
         age(root, "artifacts/train/leased")
         assert names(root, tmp_path / "cache", keep_days=0) == {f"artifacts/train/{key}" for key in ("abandoned", "dead", "done")}
 

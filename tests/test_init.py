@@ -111,6 +111,15 @@ def test_junk_is_refused(tmp_path: Path, data: bytes, says: str) -> None:
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["2024.csv", "true.csv", "1e3.csv", "null.csv", "new\nline.csv"])
+def test_names_and_cells_that_yaml_takes_for_something_else(tmp_path: Path, name: str) -> None:
+    rows = "".join(f'{prose()},"{RNG.choice(["a", "b"])}\nseed: 99\a"\n' for _ in range(200))
+    job, made = look(tmp_path / name, f'text,"la\nbel"\n{rows}')
+    assert job.name == (name.partition(".")[0] if "\n" not in name else "new_line") and job.seed == 17
+    assert job.publish is not None and job.publish.name == job.name
+    assert "labels: " in made and "\a" not in made
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         starting_spec(tmp_path / "none.csv")

@@ -19,8 +19,8 @@ from tests.engines import tiny
 
 
 def rows_of(predictor: Predictor, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    table = pa.table({"row": [json.dumps({"_file": "f", "_line": i, "_bad": "", **row}) for i, row in enumerate(rows, 1)]})
-    return [json.loads(row) for made in predictor(table) for row in made["row"]]
+    table = pa.table({"rows": [json.dumps([{"_file": "f", "_line": i, "_bad": "", **row} for i, row in enumerate(rows, 1)])]})
+    return [row for made in predictor(table) for part in made["rows"] for row in json.loads(part)]
 
 
 @pytest.fixture
@@ -112,5 +112,5 @@ def test_a_language_model_goes_on_from_every_line(tmp_path: Path, at: Any, no_ra
     source = _source(str(file), predictor.engine.signature, {})
     item = json.dumps((0, str(file), file.stat().st_size))
     [block] = _read(pa.table({"item": [item]}), source, Wanted((("messages",), ("prompt",))))
-    rows = [json.loads(row) for made in predictor(pa.table(block)) for row in made["row"]]
+    rows = [row for made in predictor(pa.table(block)) for part in made["rows"] for row in json.loads(part)]
     assert [row["prompt"] for row in rows] == ["the dog", "fox", "她说"] and all(row["predicted_text"] for row in rows)

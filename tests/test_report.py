@@ -214,10 +214,11 @@ def test_a_resumed_run_shows_the_curve_from_its_beginning(tmp_path: Path) -> Non
     events = Events(run_dir)
     events.emit("resume", step=120)
     train_events(run_dir, range(130, 260, 10))
-    for name, began, first in (("reviews-1", 1767321000.0, 10), ("other-seed", 1767321500.0, 5)):
-        state(root, name, began)
-        train_events(tmp_path / "runs" / name, range(first, 150, 10))
-        root.write(f"runs/{name}/spec.json", json.dumps(spec | {"seed": 17 if name == "reviews-1" else 18}).encode())
+    others = {"reviews-1": {}, "other-seed": {"seed": 18}, "other-workers": {"resources": spec["resources"] | {"workers": 9}}}
+    for place, (name, changed) in enumerate(others.items()):
+        state(root, name, 1767321000.0 + place)
+        train_events(tmp_path / "runs" / name, range(10 - 5 * bool(changed), 150, 10))
+        root.write(f"runs/{name}/spec.json", json.dumps(spec | changed).encode())
     text = report.write(run_dir, spec, records).read_text(encoding="utf-8")
     steps = [int(step) for step in re.findall(r"training: [\d.]+ at step (\d+)", text.partition("<b>Accuracy</b>")[0])]
     assert steps == list(range(10, 260, 10))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import _thread
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from raybm import runner
+from raybm.cli import jobs
+from raybm.core import lease, runs
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
+from raybm.core.errors import Cancelled, Conflict, RaybmError, StorageError
 from raybm.core.events import Events
+from raybm.core.registry import Registry
 from raybm.core.runs import Run, states
 from raybm.core.spec import Spec
 from raybm.core.storage import open_storage
@@ -39,10 +46,12 @@ class FakeStage:
         self.NAME, self.INPUTS, self.View = name, inputs, view
         self.runs = 0
         self.fails = False
+        self.during: Callable[[Artifact], None] = lambda out: None
 
     def run(self, view: Any, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
         self.runs += 1
         out.storage.write("output", b"partial" if self.fails else b"whole")
+        self.during(out)
         if self.fails:
             raise RuntimeError("broken")
         return {"from": sorted(inputs)}
@@ -72,14 +81,15 @@ class Walk:
     def __init__(self, folder: Path) -> None:
         self.folder, self.storage, self.ray_starts = folder, open_storage(str(folder)), 0
         self.lines: list[str] = []
+        self.on_ray_end: Callable[[], None] = lambda: None
 
     def __call__(self, **changes: Any) -> Any:
         job = JobSpec.parse(JOB | {"storage": str(self.folder)} | changes)
-        run = Run(self.storage, job.name, job.canonical(), on_cancel=lambda: None)
+        run = Run(self.storage, job.name, job.canonical(), on_cancel=_thread.interrupt_main)
         context = Context(job.canonical(), job.name, self.storage, job.resources, run.folder, Events(run.folder), self.lines.append)
         try:
             records = runner.run(job, run, context, self.on_ray)
-        except RuntimeError:
+        except (RuntimeError, RaybmError):
             run.close(state="failed")
             raise
         run.close(state="succeeded")
@@ -88,7 +98,10 @@ class Walk:
     @contextmanager
     def on_ray(self) -> Iterator[None]:
         self.ray_starts += 1
-        yield
+        try:
+            yield
+        finally:
+            self.on_ray_end()
 
 
 def test_what_is_done_is_not_done_again(stages: tuple[FakeStage, FakeStage], tmp_path: Path) -> None:
@@ -135,3 +148,87 @@ def test_a_failed_stage_leaves_no_record(stages: tuple[FakeStage, FakeStage], tm
     train.fails = False
     walk()
     assert (prepare.runs, train.runs) == (1, 2)
+
+
+def wait_to_be_stopped() -> NoReturn:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise AssertionError("nobody stopped the run")
+
+
+def test_a_cancelled_run_is_interrupted(stages: tuple[FakeStage, FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.02)
+    walk = Walk(tmp_path)
+
+    def cancel(out: Artifact) -> None:
+        runs.cancel(walk.storage, states(walk.storage)[0].run)
+        wait_to_be_stopped()
+
+    stages[1].during = cancel
+    with pytest.raises(Cancelled):
+        walk()
+    assert stages[0].runs == 1
+
+
+def test_a_run_whose_lease_was_taken_over_stops(
+    stages: tuple[FakeStage, FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    walk = Walk(tmp_path)
+
+    def take_over(out: Artifact) -> None:
+        out.storage.write(lease.KEY, b'{"holder": "another"}')
+        wait_to_be_stopped()
+
+    stages[1].during = take_over
+    with pytest.raises(Conflict, match="taken over"):
+        walk()
+    monkeypatch.setattr(lease, "RENEW_S", 60)  # noticed before the record is written, too
+    stages[1].during = lambda out: out.storage.write(lease.KEY, b'{"holder": "another"}')
+    with pytest.raises(Conflict, match="taken over"):
+        walk(seed=1)
+    assert all("record.json" not in key for key in walk.storage.keys("artifacts/train"))
+
+
+def test_where_a_stage_fails_ray_goes_before_the_lease(stages: tuple[FakeStage, FakeStage], tmp_path: Path) -> None:
+    walk, held = Walk(tmp_path), []
+    stages[1].fails = True
+    walk.on_ray_end = lambda: held.extend(
+        lease.held(walk.storage.at(f"artifacts/train/{key}")) for key in walk.storage.folders("artifacts/train")
+    )
+    with pytest.raises(RuntimeError):
+        walk()
+    assert held == [True], "ranks may write until Ray has ended"
+
+
+def test_a_full_disk_is_told_as_such_and_other_os_errors_are_not_taken_for_the_storages(
+    stages: tuple[FakeStage, FakeStage], tmp_path: Path
+) -> None:
+    def fails_with(number: int) -> Callable[[Artifact], None]:
+        def fail(out: Artifact) -> None:
+            raise OSError(number, "why", "/somewhere")
+
+        return fail
+
+    stages[1].during = fails_with(errno.ENOSPC)
+    with pytest.raises(StorageError, match=r"/somewhere: .*disk is full"):
+        Walk(tmp_path)()
+    stages[1].during = fails_with(errno.ECONNREFUSED)
+    with pytest.raises(ConnectionRefusedError):
+        Walk(tmp_path)()
+
+
+def test_a_dry_run_names_the_artifacts_that_the_run_makes(
+    stages: tuple[FakeStage, FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    registry = Registry(open_storage(str(tmp_path)))
+    registry.promote("base", "prod", registry.publish("base", model, {}).number, expect=None)
+    monkeypatch.setattr("raybm.plan.lines", lambda job: [])
+    job = JobSpec.parse(JOB | {"storage": str(tmp_path), "model": {"ref": "registry:base@prod"}})
+    jobs._dry_run(job)
+    keys = [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()]
+    assert keys == [record.key for record in Walk(tmp_path)(model={"ref": "registry:base@1"}).values()]

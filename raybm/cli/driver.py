@@ -16,11 +16,10 @@ from raybm.cli.display import Display
 from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, wait_for_place
 from raybm.core.artifact import Record
 from raybm.core.context import Context
-from raybm.core.errors import RaybmError
+from raybm.core.errors import Cancelled, RaybmError
 from raybm.core.events import Events
 from raybm.core.runs import Run
 from raybm.core.storage import Storage, open_storage
-from raybm.models.references import pinned
 from raybm.spec.job import JobSpec
 
 log = logging.getLogger("raybm")
@@ -30,8 +29,7 @@ DATA_CPUS = 1.0  # beside the workers: Ray Data's tasks, and the evaluation's ac
 def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
     """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong."""
     root = open_storage(job.storage)
-    job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, root)})})
-    job = plan.resolve_auto(job, root)
+    job = runner.settled(job, root)
     run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
     records: dict[str, Record] = {}
     with _log_file(run), _terminated_as_interrupted(), Display(run.id) as display:
@@ -107,7 +105,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _failed(run: Run, job: JobSpec, root: Storage, error: BaseException, progress: Callable[[str], None]) -> None:
     """The run's state, the cause in its log, and the report of what was done (a refused gate is looked at there)."""
-    interrupted = isinstance(error, KeyboardInterrupt)
+    interrupted = isinstance(error, KeyboardInterrupt | Cancelled)
     try:
         if interrupted:
             progress("stopped; the same command goes on from what is done")

@@ -53,10 +53,10 @@ def run(
 def _dry_run(job: JobSpec) -> None:
     from raybm import plan
     from raybm.core.storage import open_storage
-    from raybm.runner import steps
+    from raybm.runner import settled, steps
 
     storage = open_storage(job.storage)
-    job = plan.resolve_auto(job, storage)
+    job = settled(job, storage)
     for step in steps(job, storage):
         say(f"{step.stage.NAME:10} {'done' if step.done else 'to do':6} {step.out.storage.uri}")
     for line in plan.lines(job):

@@ -15,13 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raybm.core.cache import cache_folder
 from raybm.core.errors import NotFound
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 
 RECORD = "record.json"
 SOURCE = Path(__file__).parent.parent
-COMPUTING = ("torch", "transformers", "tokenizers", "deepspeed", "ray", "numpy")
+COMPUTING = ("torch", "transformers", "tokenizers", "deepspeed", "peft", "ray", "numpy", "pandas", "pyarrow", "scikit-learn")
 
 
 class Record(Spec):
@@ -66,7 +67,7 @@ class Artifact:
         own = self.storage.local(name)
         if own is not None:
             return own
-        target = Path("~/.raybm/cache/artifacts").expanduser() / self.key / (name or "all")
+        target = cache_folder("artifacts") / self.key / (name or "all")
         if not target.exists():
             self.storage.download(name, target)
         return target

@@ -28,4 +28,3 @@ class Context:
     """One line to a person."""
     records: Mapping[str, Record] = field(default_factory=dict)
     """Of the stages before this one."""
-    cancelled: Callable[[], bool] = lambda: False

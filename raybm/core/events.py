@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,16 @@ class Events:
             listener(kind, fields)
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a file; a torn last line (a killed writer) is left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                yield json.loads(line)
+def read_events(path: Path) -> list[dict[str, Any]]:
+    return json_lines(path.read_bytes()) if path.exists() else []
 
 
-def by_step(events: Iterator[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def json_lines(data: bytes) -> list[dict[str, Any]]:
+    """Of a file's content; a torn last line (a killed writer) is left out."""
+    return [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def by_step(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     """The events of one kind, one a step (the last that was written), in step order."""
     latest = {event["step"]: event for event in events if event["kind"] == kind}
     return [latest[step] for step in sorted(latest)]

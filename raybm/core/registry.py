@@ -23,12 +23,12 @@ from typing import Literal, TypeVar
 
 from pydantic import JsonValue
 
+from raybm.core.cache import cache_folder
 from raybm.core.errors import Conflict, NotFound, StorageError, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import COPY_THREADS, Storage, appearing, files_under, local_errors
 
 VERSION_FILE = "version.json"
-CACHE = Path("~/.raybm/cache/registry")
 CLAIM_ATTEMPTS = 100
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ALIAS = re.compile(r"[a-z][a-z0-9_-]*")
@@ -91,10 +91,6 @@ class Registry:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage.at("registry")
-
-    def names(self) -> list[str]:
-        """Models that have a version."""
-        return [name for name in self._storage.folders() if self.versions(name)]
 
     def versions(self, name: str) -> list[int]:
         """Numbers of the complete versions, ascending."""
@@ -179,7 +175,7 @@ class Registry:
         storage = self._storage.at(f"{name}/versions/{record.number}")
         if folder := storage.local():
             return _differences(record, folder)
-        cache = CACHE.expanduser()  # not /tmp, which may be memory
+        cache = cache_folder("registry")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="verify-") as temp:
             storage.download("", Path(temp))
@@ -191,7 +187,7 @@ class Registry:
         if folder := storage.local():
             self._must_be_whole(version, _differences(version, folder, read=False))
             return folder
-        target = CACHE.expanduser() / hashlib.sha256(storage.uri.encode()).hexdigest()[:16] / version.name / str(version.number)
+        target = cache_folder("registry") / hashlib.sha256(storage.uri.encode()).hexdigest()[:16] / version.name / str(version.number)
         if not target.exists():
             with local_errors(str(target)), appearing(target) as temp:
                 storage.download("", temp)

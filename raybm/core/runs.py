@@ -10,12 +10,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
-from raybm.core.errors import NotFound, StorageError
+from raybm.core.cache import cache_folder
+from raybm.core.errors import Cancelled, DataError, NotFound, RaybmError, SpecError
 from raybm.core.spec import Spec
-from raybm.core.storage import Storage
+from raybm.core.storage import Storage, files_under, local_errors
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
@@ -47,10 +47,13 @@ class Run:
 
     def __init__(self, root: Storage, job: str, spec: dict[str, Any], on_cancel: Callable[[], None]) -> None:
         self.id = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        self.stopped: RaybmError | None = None
+        """Why somebody wants it to end: what the runner raises then."""
         self.storage = root.at(f"runs/{self.id}")
-        self.folder = self.storage.local() or Path("~/.raybm/cache/runs").expanduser() / self.id
+        self.folder = self.storage.local() or cache_folder("runs") / self.id
         self.folder.mkdir(parents=True, exist_ok=True)
         self._on_cancel, self._done, self._lock = on_cancel, threading.Event(), threading.Lock()
+        self._brought: dict[str, tuple[int, int]] = {}
         now = time.time()
         self.state = RunState(run=self.id, job=job, state="running", started=now, heartbeat=now, host=platform.node(), pid=os.getpid())
         self.storage.write("spec.json", json.dumps(spec, indent=2, ensure_ascii=False).encode())
@@ -63,6 +66,11 @@ class Run:
             self.state = self.state.model_copy(update=changes | {"heartbeat": time.time()})
             self.storage.write("state.json", json.dumps(self.state.canonical(), indent=2).encode())
 
+    def stop(self, why: RaybmError) -> None:
+        """End the run, from any thread. An interrupt ends any wait at once, which a flag that stages look at would not."""
+        self.stopped = self.stopped or why
+        self._on_cancel()
+
     def close(self, **changes: Any) -> None:
         """Stop beating, bring the files over, write the last state."""
         self._done.set()
@@ -71,8 +79,17 @@ class Run:
         self.update(**changes)
 
     def _bring(self) -> None:
-        if self.storage.local() is None:
-            self.storage.upload(self.folder)
+        """Where the storage is elsewhere: the files that are new or have another size or time than when they were brought last."""
+        if self.storage.local() is not None:
+            return
+        for name in files_under(self.folder):
+            path = self.folder / name
+            with local_errors(str(path)):
+                status = path.stat()
+                state = status.st_size, status.st_mtime_ns
+                if self._brought.get(name) != state:
+                    self.storage.write(name, path.read_bytes())
+                    self._brought[name] = state
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_S):
@@ -80,27 +97,31 @@ class Run:
                 self.update()
                 self._bring()
                 if self.storage.exists("cancel"):
-                    self._on_cancel()
+                    self.stop(Cancelled("the run was cancelled.", where=self.id, remedy="The same command goes on from what is done."))
                     return
-            except StorageError as error:  # the stages meet it too, and say so; the next beat tries again
+            except RaybmError as error:  # the stages meet it too, and say so; the next beat tries again
                 log.warning("heartbeat: %s", error)
 
 
 def states(root: Storage) -> list[RunState]:
-    """All runs, the newest first."""
+    """All runs, the newest first, but for those whose state cannot be read."""
     found = []
     for name in root.folders("runs"):
         try:
             found.append(read_state(root, name))
         except NotFound:
             continue
+        except DataError as error:
+            log.warning("%s", error)
     return sorted(found, key=lambda state: -state.started)
 
 
 def read_state(root: Storage, run: str) -> RunState:
-    """Raises NotFound."""
+    """Raises NotFound, and DataError for one that is torn, or of another version of raybm."""
     try:
         return RunState.parse(json.loads(root.read(f"runs/{run}/state.json")))
+    except (ValueError, SpecError) as error:
+        raise DataError(f"its state.json cannot be read: {error}", where=run, remedy="`raybm clean` removes old runs.") from None
     except NotFound:
         known = ", ".join(root.folders("runs")[-5:]) or "none"
         raise NotFound("there is no such run.", where=run, remedy=f"`raybm runs` lists them. The last ones: {known}.") from None

@@ -170,6 +170,15 @@ def local_errors(where: str) -> Iterator[None]:
         raise StorageError(f"the file system refused: {error.strerror or error}.", where=where, remedy=remedy) from error
 
 
+@contextlib.contextmanager
+def arrow_errors(where: str) -> Iterator[None]:
+    """OSError of a file system that `Storage.arrow` gave → StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error}.", where=where, remedy="Check the storage; the same command goes on.") from error
+
+
 @dataclass(frozen=True)
 class LocalStorage:
     """A folder on this machine, or on a file system that all nodes share."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
@@ -38,7 +39,7 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60  # of silence
 ATTEMPTS = 4
 LISTED = 1000  # S3's page, and the most keys of one delete
-TRANSFER = TransferConfig(multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4)
+TRANSFER = TransferConfig(multipart_threshold=16 * 2**20, multipart_chunksize=16 * 2**20, max_concurrency=4, num_download_attempts=ATTEMPTS)
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "403"}
 GONE = {"NoSuchKey", "404"}
@@ -140,7 +141,7 @@ class S3Storage:
     def upload(self, folder: Path, prefix: str = "") -> None:
         def put(name: str) -> None:
             key = f"{prefix}/{name}" if prefix else name
-            with self._errors(key), (folder / name).open("rb") as file:
+            with local_errors(str(folder / name)), self._errors(key), (folder / name).open("rb") as file:
                 self._s3.upload_fileobj(file, self.bucket, self._key(key), Config=TRANSFER)
 
         in_parallel(put, files_under(folder))
@@ -246,7 +247,7 @@ class S3Storage:
             ) from error
         except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError) as error:
             raise StorageError(f"no usable credentials: {error}.".replace("..", "."), where=where, remedy=self._denied) from None
-        except (ConnectionError, HTTPClientError) as error:
+        except (ConnectionError, HTTPClientError, Boto3Error) as error:  # the last: a transfer cut off in mid-body, too often
             remedy = "Check that it runs and is reachable from here (AWS_ENDPOINT_URL_S3); then give the same command again, it continues."
             raise StorageError(
                 f"{server} cannot be reached ({type(error).__name__}, {ATTEMPTS} attempts).", where=where, remedy=remedy

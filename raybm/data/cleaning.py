@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raybm.core.storage import Storage
 from raybm.data.files import File
 from raybm.data.frame import ORDER, content, digests, schema, shares
-from raybm.data.reading import Facts, Wanted, frames
+from raybm.data.reading import Facts, Wanted, framed, records
 from raybm.data.source import Source
 from raybm.data.step import Step
 
@@ -62,7 +62,7 @@ def read(table: pa.Table, plan: Plan) -> Iterator[pa.Table]:
         bundle, files = json.loads(item)
         facts: list[Facts] = []
         made: Any = _read_all(files, plan, facts)
-        if plan.parts == 1 or len(files) > 1:  # small files, such as pictures, do not become parts of one row
+        if plan.parts == 1:
             found = list(made)
             made = iter([pd.concat(found, ignore_index=True)] if found else [])
         for part, frame in enumerate(made):
@@ -91,12 +91,12 @@ def regroup(table: pa.Table, plan: Plan, segment: int) -> Iterator[pa.Table]:
 
 
 def _read_all(files: Sequence[Sequence[int]], plan: Plan, facts: list[Facts]) -> Iterator[pd.DataFrame]:
-    for number, index in files:
-        for made in frames(plan.sources[number], number, index, plan.files[number][index], plan.wanted, plan.part_chars):
-            if isinstance(made, Facts):
-                facts.append(made)
-            else:
-                yield made
+    rows = (row for number, index in files for row in records(plan.sources[number], number, index, plan.files[number][index], plan.wanted))
+    for made in framed(rows, plan.wanted, plan.part_chars):
+        if isinstance(made, Facts):
+            facts.append(made)
+        else:
+            yield made
 
 
 def _run(frame: pd.DataFrame, steps: Sequence[Step]) -> pd.DataFrame:

@@ -26,14 +26,18 @@ def from_items(items: Sequence[Any]) -> Dataset:
     return ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
 
 
-def batches(data: Dataset, where: str) -> Iterator[pa.Table]:
-    """The blocks of a pipeline as they are done. Raises DeadlineExceeded where Ray places no task, and what a task raised."""
+def batches(data: Dataset, where: str, block_bytes: int = 1) -> Iterator[pa.Table]:
+    """The blocks of a pipeline as they are done. A task's output goes on in blocks of about `block_bytes`, with 1 as one-row tables,
+    each as soon as the task yields it (Ray would hold back all of it until the task ends).
+
+    Raises DeadlineExceeded where Ray places no task or none yields for STALL_TIMEOUT_S, what a task raised, and RaybmError
+    where a process of Ray's was lost."""
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     data.context.print_on_execution_start = False
-    data.context.target_max_block_size = None  # blocks as the tasks make them
+    data.context.target_max_block_size = block_bytes
     data.context.execution_no_progress_timeout_s = STALL_TIMEOUT_S
     try:
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
@@ -47,3 +51,7 @@ def batches(data: Dataset, where: str) -> Iterator[pa.Table]:
         if isinstance(error.cause, RaybmError):
             raise error.cause from None
         raise
+    except RayError as error:  # OutOfMemoryError, WorkerCrashedError, ActorDiedError, ObjectLostError, ...
+        what = next(iter(str(error).strip().splitlines()), "").rstrip(". ")
+        remedy = "The same command goes on. Where memory ran out, use fewer CPUs at a time, smaller batches, or nodes with more of it."
+        raise RaybmError(f"a process of Ray's was lost: {type(error).__name__}: {what}.", where=where, remedy=remedy) from error

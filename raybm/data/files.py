@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from raybm.core.errors import DataError, NotFound
-from raybm.core.storage import Storage, open_storage
+from raybm.core.storage import Storage, arrow_errors, local_errors, open_storage
 
 WILDCARD = re.compile(r"[*?\[]")
 NOT_TEXT = (
@@ -90,15 +90,23 @@ def _in_storage(path: str) -> list[File]:
     folder = "/".join([f"s3://{bucket}", *parts[:fixed]])
     storage = open_storage(folder)
     names = storage.keys()
-    keys = [key for key in names if _matches(key.split("/"), pattern)]
+    exact = "/".join(pattern)
+    keys = [exact] if exact in names else [key for key in names if _matches(key.split("/"), pattern)]
     filesystem, root = storage.arrow()
-    infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
+    with arrow_errors(path):
+        infos = filesystem.get_file_info([f"{root}/{key}" for key in keys])
     is_file = pyarrow.fs.FileType.File
     return [File(f"{folder}/{key}", info.size, storage.at(key)) for key, info in zip(keys, infos, strict=True) if info.type == is_file]
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    return len(parts) == len(pattern) and all(fnmatchcase(part, wild) for part, wild in zip(parts, pattern, strict=True))
+    """As `glob` has it: `**` is any number of folders, and what begins with a dot is matched only by what does, too."""
+    if not pattern or not parts:
+        return not parts and all(wild == "**" for wild in pattern)
+    hidden = parts[0].startswith(".")
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (not hidden and _matches(parts[1:], pattern))
+    return fnmatchcase(parts[0], pattern[0]) and (not hidden or pattern[0].startswith(".")) and _matches(parts[1:], pattern[1:])
 
 
 def version(file: File) -> str:
@@ -107,7 +115,8 @@ def version(file: File) -> str:
         return str(file.bytes)
     if file.storage is not None:
         filesystem, path = file.storage.arrow()
-        return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
+        with arrow_errors(file.path):
+            return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
     return f"{file.bytes} {Path(file.path).stat().st_mtime_ns}"
 
 
@@ -149,6 +158,12 @@ class Opened:
 @contextmanager
 def open_file(file: File, binary: bool = False) -> Iterator[Opened]:
     """Raises NotFound, StorageError, and, unless `binary`, DataError for what is no text file."""
+    with local_errors(file.path) if file.storage is None else arrow_errors(file.path), _opened(file, binary) as opened:
+        yield opened
+
+
+@contextmanager
+def _opened(file: File, binary: bool) -> Iterator[Opened]:
     raw = _Digesting(_open_binary(file), file.path)
     try:
         buffered: Any = io.BufferedReader(raw, 1 << 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from raybm.core.errors import DataError
 from raybm.data.files import File, open_file
 from raybm.data.frame import LISTS
 from raybm.data.source import Row, Source
+from raybm.models.chat import ROLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROBE = 1000  # rows after which a column that none of them had is missing
-ROLES = ("system", "user", "assistant")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -49,19 +49,37 @@ class Facts:
 def frames(source: Source, number: int, index: int, file: File, wanted: Wanted, max_chars: int) -> Iterator[pd.DataFrame | Facts]:
     """The rows of file `index` of source `number` in frames of at most about `max_chars` characters, then the file's facts.
     Bad rows are in the frames, with `_bad` set. Raises DataError naming file and line where the whole file is of no use."""
-    rows: list[dict[str, Any]] = []
-    chars = count = 0
+    return framed(records(source, number, index, file, wanted), wanted, max_chars)
+
+
+def records(source: Source, number: int, index: int, file: File, wanted: Wanted) -> Iterator[dict[str, Any] | Facts]:
+    """The rows of `frames`, one by one, then the file's facts."""
+    count = 0
     with open_file(file, source.BINARY) as opened:
         for count, row in enumerate(_rows(source, file, opened.stream, wanted), start=1):
-            rows.append({"_source": number, "_index": index, "_row": count, "_file": file.path, "_drop": "", **row})
-            chars += sum(len(value) for value in row.values() if isinstance(value, str)) + 8
-            if chars >= max_chars:
-                yield _frame(rows, wanted)
-                rows, chars = [], 0
+            yield {"_source": number, "_index": index, "_row": count, "_file": file.path, "_drop": "", **row}
         facts = Facts(file.path, opened.sha256(), file.bytes, count)
+    yield facts
+
+
+def framed(made: Iterable[dict[str, Any] | Facts], wanted: Wanted, max_chars: int) -> Iterator[pd.DataFrame | Facts]:
+    """Rows of one file or several in frames of at most about `max_chars` characters, then all facts. A frame costs milliseconds: files
+    of one row, such as pictures, share one."""
+    rows: list[dict[str, Any]] = []
+    facts: list[Facts] = []
+    chars = 0
+    for one in made:
+        if isinstance(one, Facts):
+            facts.append(one)
+            continue
+        rows.append(one)
+        chars += sum(len(value) for value in one.values() if isinstance(value, str)) - len(one["_file"]) + 8
+        if chars >= max_chars:
+            yield _frame(rows, wanted)
+            rows, chars = [], 0
     if rows:
         yield _frame(rows, wanted)
-    yield facts
+    yield from facts
 
 
 def _frame(rows: list[dict[str, Any]], wanted: Wanted) -> pd.DataFrame:

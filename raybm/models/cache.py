@@ -12,19 +12,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from raybm.core.cache import ROOT, cache_folder
 from raybm.core.errors import DeadlineExceeded, StorageError
 
 _WAIT_S = 1800.0  # a conversion takes half a minute, a download of many GB its time
 
 
-def models_cache() -> Path:
-    return Path("~/.raybm/cache/models").expanduser()
-
-
 def once(name: str, make: Callable[[Path], None], wait_s: float = _WAIT_S) -> Path:
     """The folder `name` of the cache, filled by `make(empty folder)` if it is not there. Raises DeadlineExceeded when another
     process has been making it for `wait_s` seconds, StorageError where the disk refuses, and what `make` raises."""
-    cache = models_cache()
+    cache = cache_folder("models")
     folder = cache / name
     if folder.is_dir():
         return folder
@@ -45,6 +42,6 @@ def once(name: str, make: Callable[[Path], None], wait_s: float = _WAIT_S) -> Pa
         what = f"another process has been making this model folder for {wait_s:g} s."
         raise DeadlineExceeded(what, where=str(folder), remedy="End it, then try again.") from None
     except OSError as error:
-        remedy = "~/.raybm/cache must be writable and have room."
+        remedy = f"{ROOT} must be writable and have room."
         raise StorageError(f"cannot be made: {error.strerror or error}.", where=str(folder), remedy=remedy) from error
     return folder

@@ -78,12 +78,6 @@ def encode_conversation(
     return ids, [token if learn else IGNORED for token, learn in zip(ids, answered, strict=True)]
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Token ids of a conversation up to where the assistant's next answer begins. Raises DataError."""
-    text = _render(tokenizer, validate(messages), add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:

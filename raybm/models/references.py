@@ -69,14 +69,20 @@ def pinned(ref: str, storage: Storage) -> str:
 
 
 def fingerprint(ref: str) -> str:
-    """What a (pinned) reference means now, where its text does not say: a package's version, a folder's files. Raises NotFound."""
+    """What a (pinned) reference means now, where its text does not say: a package's version, a folder's files. Fetches and converts
+    nothing. Raises NotFound, Unsupported, StorageError."""
     scheme, _, rest = ref.partition(":")
     if scheme == "package":
         return packages.version(rest)
-    if scheme == "file":
-        files = sorted(path for path in resolve(ref).rglob("*") if path.is_file())
-        return _digest([f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files])
-    return resolve(ref).name if scheme == "s3" else ""
+    if scheme == "s3":
+        return _s3_state(ref)[1]
+    if scheme != "file":
+        return ""
+    path = Path(rest).expanduser()
+    if path.suffix == ".gguf":
+        return _gguf_name(path)
+    files = sorted(each for each in resolve(ref).rglob("*") if each.is_file())
+    return _digest([f"{each.name} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files])
 
 
 def license_of(ref: str, storage: Storage | None = None) -> str | None:
@@ -176,8 +182,14 @@ def _hub_errors(ref: str, name: str, revision: str) -> Iterator[None]:
 
 
 def _s3(ref: str) -> Path:
-    """Downloaded once for each state of the folder: the name holds a digest of its file names, their bytes in all and the tags of
-    the files that describe it. Weights overwritten by others of the same size, with all of these unchanged, are not noticed."""
+    """Downloaded once for each state of the folder."""
+    remote, name = _s3_state(ref)
+    return once(name, lambda folder: remote.download("", folder))
+
+
+def _s3_state(ref: str) -> tuple[Storage, str]:
+    """The folder, and a name for its state: a digest of its file names, their bytes in all and the tags of the files that describe
+    it. Weights overwritten by others of the same size, with all of these unchanged, are not noticed."""
     from raybm.core.storage import open_storage
 
     remote = open_storage(ref)
@@ -187,8 +199,7 @@ def _s3(ref: str) -> Path:
     _check_files([key for key in keys if "/" not in key], ref)
     state = [ref, *keys, str(remote.size())]
     state += [remote.read_tagged(key)[1] for key in keys if key in _DESCRIBING]
-    name = f"s3-{_slug(ref.rstrip('/').rpartition('/')[2])}-{_digest(state)}"
-    return once(name, lambda folder: remote.download("", folder))
+    return remote, f"s3-{_slug(ref.rstrip('/').rpartition('/')[2])}-{_digest(state)}"
 
 
 def _registry(ref: str, rest: str, storage: Storage | None) -> Path:
@@ -205,14 +216,19 @@ def _registry(ref: str, rest: str, storage: Storage | None) -> Path:
 
 
 def _gguf_folder(file: Path, source_version: str = "") -> Path:
-    """The conversion of a GGUF file; a changed file, an upgraded package or another transformers is converted anew."""
+    """The conversion of a GGUF file."""
+    return once(_gguf_name(file, source_version), lambda folder: gguf.convert(file, folder))
+
+
+def _gguf_name(file: Path, source_version: str = "") -> str:
+    """A changed file, an upgraded package or another transformers is converted anew."""
     from importlib.metadata import version
 
     if not file.is_file():
         raise NotFound("there is no such file.", where=str(file), remedy="Give the path of a .gguf file.")
     status = file.stat()
     state = [str(file.resolve()), str(status.st_size), str(status.st_mtime_ns), source_version, version("transformers"), _CONVERSION]
-    return once(f"gguf-{_slug(file.stem)}-{_digest(state)}", lambda folder: gguf.convert(file, folder))
+    return f"gguf-{_slug(file.stem)}-{_digest(state)}"
 
 
 _CONVERSION = "1"  # raised when gguf.convert writes something else for the same file

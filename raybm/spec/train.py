@@ -16,8 +16,8 @@ class ZeroSpec(Spec):
     """DeepSpeed ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054)."""
 
     stage: Literal[0, 1, 2, 3, "auto"] = 2
-    """0: replicas, by torch's DistributedDataParallel; 1: optimiser states are sharded; 2: gradients too; 3: weights too; auto: the lowest with which `raybm plan` says that
-    the job fits, with the largest micro-batch."""
+    """0: replicas, by torch's DistributedDataParallel; 1: optimiser states are sharded; 2: gradients too; 3: weights too; auto: the
+    lowest with which `raybm plan` says that the job fits, with the largest micro-batch."""
     offload_optimizer: Literal["cpu", "nvme"] | None = None
     """Keep optimiser states (and do the step) in the host's memory, or on its disk (ZeRO-Offload, arXiv:2101.06840; ZeRO-Infinity,
     arXiv:2104.07857)."""

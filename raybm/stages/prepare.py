@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
-from raybm.core.errors import Cancelled, DataError
+from raybm.core.errors import DataError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.data.cleaning import Plan, Unit, read, regroup, write_parquet
@@ -265,11 +265,9 @@ def _execute(
         if place:
             data = data.repartition(parts, keys=["_part"])
         data = data.map_batches(stage, batch_size=None, batch_format="pyarrow")
-    for batch in batches(data, NAME):
+    for batch in batches(data, NAME, PART_BYTES if len(stages) > 1 else 1):  # reports alone: one by one
         for report in batch.column("report").to_pylist():
             tally.add(json.loads(report))
-        if context.cancelled():
-            raise Cancelled("the run was cancelled while its data was prepared.")
         if time.monotonic() - told > PROGRESS_EVERY_S:
             told = time.monotonic()
             context.progress(f"prepare: {progress()}")

@@ -60,8 +60,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     registry = Registry(context.storage)
     version = _published(registry, name, out.key)
     if version is None:
-        context.run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=context.run_dir, prefix="publish-") as temp:
+        with tempfile.TemporaryDirectory(prefix="raybm-publish-") as temp:  # links; what lies in the run's folder, the run uploads
             lineage = _assemble(view, name, evaluation, inputs, context, Path(temp))
             facts = {"artifact": out.key, "lineage": lineage, "evaluation": evaluation}
             version = registry.publish(name, Path(temp), facts)
@@ -164,15 +163,18 @@ def model_card(view: View, signature: Signature, license: str | None, evaluation
 
 
 def _columns(evaluation: dict[str, Any] | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Columns of the evaluation table (the test split, then every slice, each with its baseline), and its rows."""
+    """Columns of the evaluation table (the test split, if there is one, then every slice, each with its baseline), and its rows."""
     if evaluation is None:
         return [], []
     baseline = evaluation.get("baseline") or {}
-    columns = [{"name": "test", "title": "test split", "scores": evaluation["test"], "baseline": baseline.get("test")}]
+    columns = []
+    if "test" in evaluation:
+        columns.append({"name": "test", "title": "test split", "scores": evaluation["test"], "baseline": baseline.get("test")})
     for slice_name, scores in (evaluation.get("slices") or {}).items():
         beside = (baseline.get("slices") or {}).get(slice_name)
         columns.append({"name": slice_name, "title": f"slice {slice_name}", "scores": scores, "baseline": beside})
-    return columns, [metric for metric, value in evaluation["test"].items() if isinstance(value, int | float)]
+    rows = dict.fromkeys(name for column in columns for name, value in column["scores"].items() if isinstance(value, int | float))
+    return columns, list(rows)
 
 
 def _lineage(view: View, inputs: Mapping[str, Artifact], context: Context) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from raybm.core.artifact import Artifact
+from raybm.core.cache import cache_folder
 
-CACHE = "~/.raybm/cache/rows"
 LOCK_TIMEOUT_S = 1800.0
 BUCKET_STEPS = 50  # whose rows are sorted by length together (as transformers' group_by_length)
 
@@ -59,7 +59,7 @@ class Rows:
 
 def open_rows(prepared: Artifact, split: str) -> Rows:
     """The split's Parquet as one Arrow file on this node, made by the first rank that comes."""
-    target = Path(CACHE).expanduser() / f"{prepared.key}-{split}.arrow"
+    target = cache_folder("rows") / f"{prepared.key}-{split}.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", timeout=LOCK_TIMEOUT_S):
         if not target.exists():

@@ -9,16 +9,21 @@ The marker lies in the job's storage, not in Ray's manifest: a killed worker and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from raybm.core.cache import cache_folder
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.training.average import Average
@@ -59,15 +64,10 @@ def save(
     attempt: list[Any] = [uuid.uuid4().hex[:6]]
     dist.broadcast_object_list(attempt)
     folder = f"{FOLDER}/step-{step:08d}-{attempt[0]}"
-    shared = storage.local(folder)
-    target = shared or Path(tempfile.mkdtemp(prefix="raybm-checkpoint-"))
-    target.mkdir(parents=True, exist_ok=True)
-    engine.save_checkpoint(str(target), tag=TAG, save_latest=False)
-    if average is not None:
-        save_file(average.means, target / AVERAGE.format(rank=dist.get_rank()))
-    if shared is None:
-        storage.upload(target, folder)
-        shutil.rmtree(target)
+    with _uploaded(storage, folder) as target:
+        engine.save_checkpoint(str(target), tag=TAG, save_latest=False)
+        if average is not None:
+            save_file(average.means, target / AVERAGE.format(rank=dist.get_rank()))
     dist.barrier()
     if dist.get_rank() == 0:
         commit = Commit(folder=folder, step=step, world_size=dist.get_world_size(), validation=validation, progress=progress)
@@ -104,12 +104,39 @@ def best(every: list[Commit], by: str) -> Commit | None:
 
 def load(engine: Any, storage: Storage, commit: Commit, average: Average | None = None) -> None:
     """Collective. Puts weights, optimiser state and counters back."""
-    shared = storage.local(commit.folder)
-    source = shared or Path(tempfile.mkdtemp(prefix="raybm-checkpoint-"))
-    if shared is None:
-        storage.download(commit.folder, source)
-    engine.load_checkpoint(str(source), tag=TAG)
-    if average is not None:
-        average.load(load_file(source / AVERAGE.format(rank=dist.get_rank())))
-    if shared is None:
-        shutil.rmtree(source)
+    with _downloaded(storage, commit.folder) as source:
+        engine.load_checkpoint(str(source), tag=TAG)
+        if average is not None:
+            average.load(load_file(source / AVERAGE.format(rank=dist.get_rank())))
+
+
+@contextmanager
+def _uploaded(storage: Storage, folder: str) -> Iterator[Path]:
+    """Where a rank writes: the folder itself, or one of its own that is then uploaded."""
+    if (shared := storage.local(folder)) is not None:
+        shared.mkdir(parents=True, exist_ok=True)
+        yield shared
+        return
+    near = cache_folder("checkpoints")
+    near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=near) as target:
+        yield Path(target)
+        storage.upload(Path(target), folder)
+
+
+@contextmanager
+def _downloaded(storage: Storage, folder: str) -> Iterator[Path]:
+    """Collective. The folder itself, or a copy that the ranks of a node share and that goes once all have read it."""
+    if (shared := storage.local(folder)) is not None:
+        yield shared
+        return
+    copy = cache_folder("checkpoints") / hashlib.sha256(f"{storage.uri}/{folder}".encode()).hexdigest()[:16]
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{copy}.lock"):
+            if not copy.exists():
+                storage.download(folder, copy)
+        yield copy
+        dist.barrier()
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)

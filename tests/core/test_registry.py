@@ -40,7 +40,7 @@ def test_versions_are_numbered_found_and_loaded(registry: Registry, model: Path)
     second = registry.publish("m", model, {})
     registry.promote("m", "prod", 1, expect=None)
 
-    assert (first.number, second.number) == (1, 2) and registry.versions("m") == [1, 2] and registry.names() == ["m"]
+    assert (first.number, second.number) == (1, 2) and registry.versions("m") == [1, 2]
     assert registry.get("m", "prod") == registry.get("m", "1") == registry.get("m", 1) == first
     assert first.facts["spec"] == {"seed": 1} and set(first.files) == {"model.safetensors", "tokenizer/vocab.txt"}
     assert (registry.folder(first) / "model.safetensors").read_bytes() == b"weights"
@@ -62,7 +62,7 @@ def test_versions_are_numbered_found_and_loaded(registry: Registry, model: Path)
 def test_a_crashed_publish_leaves_nothing_that_is_listed(registry: Registry, storage: Storage, model: Path) -> None:
     storage.create("registry/m/claims/1.json", b"{}")
     storage.upload(model, "registry/m/versions/1")  # and then its process died
-    assert registry.names() == [] and registry.versions("m") == []
+    assert registry.models() == () and registry.versions("m") == []
     with pytest.raises(NotFound):
         registry.promote("m", "prod", 1, expect=None)
     assert registry.publish("m", model, {}).number == 2

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from raybm.core import storage_s3
 from raybm.core.errors import Conflict, NotFound, StorageError, UserError
 from raybm.core.storage import LocalStorage, Storage, open_storage
 
@@ -163,6 +165,53 @@ def test_s3_errors_say_what_to_do(s3: str, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{unheard.getsockname()[1]}")
         with pytest.raises(StorageError, match=r"cannot be reached.*AWS_ENDPOINT_URL_S3"):
             open_storage(s3).read("key")
+
+
+class _CutsBodies(BaseHTTPRequestHandler):
+    """An S3 server with one object, whose connection breaks in the middle of every body."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.send_header("ETag", '"x"')
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        if "list-type" not in self.path:
+            self.do_HEAD()
+            self.wfile.write(b"part")
+            return
+        item = "<Contents><Key>a/b</Key><Size>1000</Size></Contents>"
+        body = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{item}</ListBucketResult>'.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_body_that_is_cut_off_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _CutsBodies) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        storage = open_storage("s3://bucket")
+        with pytest.raises(StorageError, match="cannot be reached"):
+            storage.download("a", tmp_path / "a")
+        with pytest.raises(StorageError, match="cannot be reached"):
+            storage.read("a/b")
+        server.shutdown()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    monkeypatch.setattr(storage_s3, "files_under", lambda folder: ["gone"])
+    with pytest.raises(NotFound, match="gone"):
+        open_storage("s3://bucket").upload(tmp_path)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from raybm.core.errors import NotFound
+from raybm.core.errors import NotFound, StorageError
 from raybm.core.storage import open_storage
 from raybm.data import Jsonl
-from raybm.data.files import expand, version
+from raybm.data.files import File, expand, open_file, version
 from raybm.data.reading import Facts, Wanted, frames
 
 
@@ -42,6 +42,50 @@ def test_a_changed_file_has_another_version(tmp_path: Path) -> None:
     before = version(expand(str(path))[0])
     path.write_text("ab")
     assert version(expand(str(path))[0]) != before
+
+
+class Breaks:
+    """A far storage whose connection breaks in the middle of a file."""
+
+    def arrow(self, prefix: str = "") -> tuple[Breaks, str]:
+        return self, "bucket/a.jsonl"
+
+    def open_input_stream(self, path: str, compression: None) -> Breaks:
+        return self
+
+    def read(self, size: int) -> bytes:
+        raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_storage_that_goes_away_in_mid_file_is_a_storage_error() -> None:
+    file = File("s3://bucket/a.jsonl", 10, Breaks())  # type: ignore[arg-type]
+    with pytest.raises(StorageError, match=r"s3://bucket/a\.jsonl: AWS Error NETWORK_CONNECTION"), open_file(file) as opened:
+        opened.text.read()
+
+
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.integration)])
+def test_a_pattern_means_the_same_everywhere(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root = str(tmp_path) if place == "folder" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    for name in ("a.txt", "in/a.txt", "in/deep/er/a.txt", "in/b.csv", "in/.hidden.txt", "in/.deep/a.txt", "in/odd[1].txt", "in/odd1.txt"):
+        open_storage(root).write(name, b"x")
+    found = {
+        "**/a.txt": ["a.txt", "in/a.txt", "in/deep/er/a.txt"],
+        "in/**/*.txt": ["in/a.txt", "in/deep/er/a.txt", "in/odd1.txt", "in/odd[1].txt"],
+        "in/**": ["in/a.txt", "in/b.csv", "in/deep/er/a.txt", "in/odd1.txt", "in/odd[1].txt"],
+        "*/*/a.txt": [],
+        "i?/.h*": ["in/.hidden.txt"],
+        "in/odd[1].txt": ["in/odd[1].txt"],
+        "in/[ab].*": ["in/a.txt", "in/b.csv"],
+    }
+    for pattern, expected in found.items():
+        if expected:
+            assert [file.path for file in expand(f"{root}/{pattern}")] == [f"{root}/{name}" for name in expected], pattern
+        else:
+            with pytest.raises(NotFound):
+                expand(f"{root}/{pattern}")
 
 
 @pytest.mark.integration

@@ -73,7 +73,11 @@ def test_training_goes_on_where_serving_starts(tokenizer, template):
     tokenizer.chat_template = template
     ids, labels = chat.encode_conversation(tokenizer, TALK, "Be brief.")
     first = next(position for position, label in enumerate(labels) if label != chat.IGNORED)
-    assert chat.render_prompt(tokenizer, [{"role": "system", "content": "Be brief."}, TALK[0]]) == ids[:first]
+    asked = [{"role": "system", "content": "Be brief."}, TALK[0]]
+    served = tokenizer.apply_chat_template(
+        asked, chat_template=template or chat.DEFAULT_TEMPLATE, add_generation_prompt=True, return_dict=False
+    )
+    assert served == ids[:first]
 
 
 def test_the_system_prompt_yields_to_one_in_the_conversation(tokenizer):

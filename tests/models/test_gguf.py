@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from raybm.models.chat import encode_conversation, render_prompt
+from raybm.models.chat import encode_conversation
 from raybm.models.references import license_file, license_of, resolve
 from raybm.models.signature import infer_signature
 
@@ -32,11 +32,12 @@ def test_it_answers(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     assert tokenizer.tokenize("In 2024") == ["In", "Ġ", "2", "0", "2", "4"]  # digits one by one, as it was trained
-    prompt = render_prompt(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     answer = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
     assert "Paris" in tokenizer.decode(answer)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."}]
     ids, labels = encode_conversation(tokenizer, turns, None)
     learned = [label for label in labels if label != -100]
     assert tokenizer.decode(learned) == "Hello there.<|im_end|>" and learned[-1] == tokenizer.eos_token_id
-    assert ids[: len(ids) - len(learned) - 1] == render_prompt(tokenizer, turns[:1])
+    assert ids[: len(ids) - len(learned) - 1] == tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)

@@ -9,11 +9,12 @@ import threading
 
 import pytest
 
+from raybm.core.cache import cache_folder
 from raybm.core.errors import DeadlineExceeded, NotFound, StorageError, Unsupported, UserError
 from raybm.core.registry import Registry
 from raybm.core.storage import open_storage
 from raybm.models import cache, packages, references
-from raybm.models.references import license_file, license_of, resolve
+from raybm.models.references import fingerprint, license_file, license_of, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,16 @@ def test_a_gguf_is_converted_once_and_anew_when_it_changed(tmp_path, monkeypatch
     assert license_of("package:a-gguf") == "Apache-2.0"
 
 
+def test_a_fingerprint_converts_nothing(tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"no gguf at all")
+    first = fingerprint(f"file:{file}")
+    file.write_bytes(b"another, longer one")
+    assert fingerprint(f"file:{file}") != first
+    with pytest.raises(NotFound):
+        fingerprint(f"file:{tmp_path}/none.gguf")
+
+
 def test_a_registered_model_by_version_and_alias(tmp_path):
     storage = open_storage(str(tmp_path / "storage"))
     version = Registry(storage).publish("m", model_folder(tmp_path / "m", card="---\nlicense: mit\n---\n"), {})
@@ -114,12 +125,14 @@ def test_a_registered_model_by_version_and_alias(tmp_path):
 def test_a_folder_on_s3_is_fetched_once_and_anew_when_it_changed(tmp_path, s3):
     folder = model_folder(tmp_path / "m")
     open_storage(f"{s3}/models/m").upload(folder)
+    state = fingerprint(f"{s3}/models/m")
+    assert not cache_folder("models").exists(), "to know its state, nothing is fetched"
     first = resolve(f"{s3}/models/m")
     assert sorted(path.name for path in first.iterdir()) == ["config.json", "model.safetensors"]
     assert resolve(f"{s3}/models/m") == first
     (folder / "config.json").write_text('{"a": 1}')
     open_storage(f"{s3}/models/m").upload(folder)
-    assert (resolve(f"{s3}/models/m") / "config.json").read_text() == '{"a": 1}'
+    assert (resolve(f"{s3}/models/m") / "config.json").read_text() == '{"a": 1}' and fingerprint(f"{s3}/models/m") != state
     with pytest.raises(NotFound):
         resolve(f"{s3}/models/absent")
 
@@ -263,17 +276,17 @@ def test_a_failure_leaves_nothing_and_the_next_one_starts_afresh():
 
     with pytest.raises(NotFound):
         cache.once("thing", fail)
-    killed = cache.models_cache() / ".thing.new"  # what a killed process leaves
+    killed = cache_folder("models") / ".thing.new"  # what a killed process leaves
     killed.mkdir()
     (killed / "half").write_text("x")
-    assert list(cache.once("thing", lambda folder: (folder / "whole").touch()).iterdir()) == [cache.models_cache() / "thing" / "whole"]
+    assert list(cache.once("thing", lambda folder: (folder / "whole").touch()).iterdir()) == [cache_folder("models") / "thing" / "whole"]
 
 
 def test_waiting_for_another_process_has_an_end():
     from filelock import FileLock
 
-    cache.models_cache().mkdir(parents=True)
-    with FileLock(cache.models_cache() / ".thing.lock"), pytest.raises(DeadlineExceeded):
+    cache_folder("models").mkdir(parents=True)
+    with FileLock(cache_folder("models") / ".thing.lock"), pytest.raises(DeadlineExceeded):
         cache.once("thing", lambda folder: None, wait_s=0.1)
 
 

@@ -123,8 +123,13 @@ def finished(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     return Finished(storage, job, inputs, context)
 
 
-def test_the_folder_holds_all_that_others_need(finished: Finished) -> None:
+def test_the_folder_holds_all_that_others_need(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, folders = Registry.publish, []
+    monkeypatch.setattr(
+        Registry, "publish", lambda self, name, folder, facts: (folders.append(folder), before(self, name, folder, facts))[1]
+    )
     metrics = finished.publish()
+    assert not folders[0].is_relative_to(finished.context.run_dir), "what lies there, the heartbeat uploads"
     registry = Registry(finished.storage)
     version = registry.get("stars", "prod")
     assert metrics == {"name": "stars", "version": 1, "uri": registry.uri("stars", 1), "alias": "prod"}
@@ -195,3 +200,10 @@ def test_without_evaluation_and_with_a_language_model(finished: Finished) -> Non
     card = (registry.folder(version) / "README.md").read_text()
     assert "was not evaluated" in card and "AutoModelForCausalLM" in card and "raybm render chat@VERSION" in card and "MIT. See" in card
     assert "evaluation.json" not in version.files and registry.aliases("chat") == {}
+
+
+def test_a_slice_alone_is_an_evaluation_too(finished: Finished) -> None:
+    finished.inputs["evaluate"].storage.write("evaluation.json", json.dumps({"slices": EVALUATION["slices"]}).encode())
+    finished.publish(gate={}, alias=None)
+    card = (Registry(finished.storage).folder(Registry(finished.storage).get("stars", 1)) / "README.md").read_text()
+    assert "| | slice amazon |" in card and "| macro_f1 | 0.5 |" in card and "against" not in card

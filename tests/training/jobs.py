@@ -65,10 +65,11 @@ def train(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float
 
 
 def _train(prepare: Artifact, out: str, spec: dict[str, Any], start: Any) -> tuple[list[float], dict[str, Any], Any]:
+    from raybm.core import cache
     from raybm.tasks import TextClassification
     from raybm.training import batches, loop
 
-    batches.CACHE = f"{out}-cache"  # not the user's
+    cache.ROOT = f"{out}-cache"  # not the user's
     losses: dict[int, float] = {}
 
     def emit(kind: str, **fields: Any) -> None:
@@ -160,11 +161,11 @@ def plain_ddp(prepare: Artifact, spec: dict[str, Any]) -> list[float]:
     import torch
     import torch.distributed as dist
 
+    from raybm.core import cache
     from raybm.tasks import TextClassification
-    from raybm.training import batches
     from raybm.training.batches import Schedule, open_rows
 
-    batches.CACHE = f"{prepare.storage.uri}-cache"
+    cache.ROOT = f"{prepare.storage.uri}-cache"
     given = TrainSpec.parse(spec)
     rank, world = dist.get_rank(), dist.get_world_size()
     rows, task, vocabulary = open_rows(prepare, "train"), TextClassification().build(), tokenizer()

@@ -59,7 +59,7 @@ def test_validation_passes_are_equal_on_all_ranks(rows: int, workers: int, batch
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raybm.training.batches.CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("raybm.core.cache.ROOT", str(tmp_path / "cache"))
     rows = open_rows(jobs.prepared(tmp_path / "prepared", rows=9), "train")
     assert len(rows) == 9
     assert [row["labels"].tolist() for row in rows.take([2, 0])] == [[int(rows.take([i])[0]["input_ids"][0]) % 3] for i in (2, 0)]
