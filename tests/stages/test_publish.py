@@ -4,7 +4,7 @@ import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -16,7 +16,7 @@ from raybm.core.events import Events
 from raybm.core.registry import Registry
 from raybm.core.signature import Signature
 from raybm.core.storage import Storage, open_storage
-from raybm.spec.job import JobSpec
+from raybm.spec.job import JobSpec, PublishSpec
 from raybm.stages import publish
 
 SCORES = {
@@ -173,6 +173,18 @@ def test_the_folder_holds_all_that_others_need(finished: Finished, monkeypatch: 
     assert lineage["artifacts"]["train"]["key"] == "train-key" and lineage["packages"]["pydantic"]
     assert lineage["code"]["digest"] and version.facts["lineage"] == lineage
     assert not list(finished.context.run_dir.iterdir()), "nothing temporary stays"
+
+
+def test_every_problem_has_a_card(finished: Finished) -> None:
+    problems = get_args(Signature.model_fields["problem"].annotation)
+    assert set(publish.DOES) == set(problems)
+    view = publish.View(name="x", model=finished.job.model, publish=PublishSpec())
+    scores = {"test": {"rows": 5, "rmse": 1.25, "r2": 0.5}, "slices": {"far": {"rows": 4, "rmse": 2.5}}, "baseline": {"test": {"rmse": 2}}}
+    for problem in problems:
+        signature = Signature(problem=problem, protocols=("predicts",), inputs=("area", "town"), outputs=("value",))
+        card = publish.model_card(view, signature, None, scores, finished.context)
+        assert "| rmse | 1.25 | 2 | 2.5 |" in card and "On the slice `far` rmse is 2.5" in card
+        assert problem != "regression" or "Predicts a number from area, town." in card
 
 
 def test_the_gate_names_every_number_that_fell_short(finished: Finished) -> None:
