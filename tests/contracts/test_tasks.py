@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from raybm.models import dataurl
 from raybm.models.image_text import ImageTextProcessor
 from raybm.models.images import ImageProcessor
 from raybm.tasks import TaskSpec
 from raybm.tasks.protocol import Task
+from tests.pictures import url
 
 MEMBERS = get_args(get_args(TaskSpec)[0])
 TEXTS = ("the cat sat on the mat", "a dog ran", "birds sing at dawn", "rain")
-
-
-def picture(number: int) -> str:
-    data = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(data, "PNG")
-    return dataurl.encode(data.getvalue())
-
-
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text_classification": [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(TEXTS)],
     "token_classification": [{"tokens": text.split(), "tags": ["B-X", *["O"] * text.count(" ")]} for text in TEXTS],
@@ -35,8 +25,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "seq2seq": [{"prompt": text, "completion": text[::-1]} for text in TEXTS],
     "embedding": [{"anchor": text, "positive": text[::-1]} for text in TEXTS],
     "preference": [{"prompt": text[:8], "chosen": text[:4], "rejected": text[::-1][:6]} for text in TEXTS],
-    "image_classification": [{"image": picture(i), "label": "ab"[i % 2]} for i in range(4)],
-    "image_text": [{"image": picture(i), "text": text} for i, text in enumerate(TEXTS)],
+    "image_classification": [{"image": url(i), "label": "ab"[i % 2]} for i in range(4)],
+    "image_text": [{"image": url(i), "text": text} for i, text in enumerate(TEXTS)],
     "causal_lm": [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]} for text in TEXTS],
 }
 ROWS_MEET = {"embedding", "image_text"}
