@@ -24,7 +24,7 @@ SPEC = TextClassification(multi_label=True)
 def test_loss_labels_and_engine_agree(tmp_path: Path) -> None:
     task, tokenizer = SPEC.build(), tiny.text_tokenizer()
     encoded = task.encode(ROWS, tokenizer, LABELS, 32)
-    assert [row["labels"] for row in encoded] == [[1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 0, 1]]
+    assert [row["wanted"] for row in encoded] == [[1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 0, 1]]
     assert "none of animal" in task.encode([{"text": "x", "labels": ["green"]}], tokenizer, LABELS, 32)[0]["_bad"]
     torch.manual_seed(0)
     model = task.model(None, CONFIG, LABELS, tokenizer).eval()

@@ -21,14 +21,14 @@ from raybm.tasks.text_classification.task import TextClassificationTask
 
 class MultiLabelTask(TextClassificationTask):
     def encode(self, rows: Sequence[Row], processor: Any, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
-        """`labels`: a 1 or a 0 for each."""
+        """`wanted`: a 1 or a 0 for each label."""
         encoded = processor([row["text"] for row in rows], truncation=True, max_length=max_length)["input_ids"] if rows else []
         made: list[dict[str, Any]] = []
         for ids, row in zip(encoded, rows, strict=True):
             if unknown := [label for label in row["labels"] if label not in labels]:
                 made.append({"_bad": f"label {unknown[0]!r} is none of {', '.join(labels)}"})
             else:
-                made.append({"input_ids": ids, "labels": [int(label in row["labels"]) for label in labels]})
+                made.append({"input_ids": ids, "wanted": [int(label in row["labels"]) for label in labels]})
         return made
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
@@ -36,8 +36,8 @@ class MultiLabelTask(TextClassificationTask):
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
         ids, mask = pad([row["input_ids"] for row in rows] or [[processor.pad_token_id or 0]], processor.pad_token_id or 0)
-        wanted = torch.tensor(np.array([row["labels"] for row in rows] or [[0]]), dtype=torch.float32)
-        return {"input_ids": ids, "attention_mask": mask, "labels": wanted, "counts": torch.full((len(ids),), float(bool(rows)))}
+        wanted = torch.tensor(np.array([row["wanted"] for row in rows] or [[0]]), dtype=torch.float32)
+        return {"input_ids": ids, "attention_mask": mask, "wanted": wanted, "counts": torch.full((len(ids),), float(bool(rows)))}
 
     def units(self, batch: Batch) -> torch.Tensor:
         return batch["counts"].sum().long()
@@ -45,7 +45,7 @@ class MultiLabelTask(TextClassificationTask):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         """Summed over the labels and over the rows. `correct`: rows of which every label is right."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-        wanted, counts = batch["labels"].expand_as(logits), batch["counts"]
+        wanted, counts = batch["wanted"].expand_as(logits), batch["counts"]
         each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
         right = ((logits.detach() >= 0) == (wanted == 1)).all(1)
         return LossSum((each * counts).sum(), (right * counts).sum())
