@@ -123,7 +123,12 @@ def _charts(events: list[dict[str, Any]]) -> list[Markup]:
     ]
     alone = [
         line_chart(title, [Series(title, points(steps, name), 1)], number, from_zero=True)
-        for name, title in (("lr", "Learning rate"), ("tokens_per_s", "Tokens/s"))
+        for name, title in (
+            ("lr", "Learning rate"),
+            ("grad_norm", "Gradient norm"),
+            ("tokens_per_s", "Tokens/s"),
+            ("padding", "Share of padding in what was computed"),
+        )
     ]
     return [chart for chart in (*both, *alone) if chart]
 

@@ -195,7 +195,7 @@ def test_the_page_shows_what_ran_and_what_came_out(tmp_path: Path) -> None:
     ):
         assert said in page.text, said
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
-    assert [chart.partition(":")[0] for chart in charts if chart] == ["Loss", "Accuracy", "Learning rate", "Tokens/s"]
+    assert [chart.partition(":")[0] for chart in charts if chart] == ["Loss", "Accuracy", "Learning rate", "Gradient norm", "Tokens/s"]
 
 
 def test_the_page_asks_nobody_and_runs_no_script(tmp_path: Path) -> None:
