@@ -68,20 +68,20 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         [{"input_ids": list(range(3, 3 + length)), "labels": [1] * length, "position_ids": list(range(length))}] * rows, processor
     )
     gc.collect()
-    before = set(storages([]))
+    gc.freeze()  # what is there already is looked at no more
     torch.manual_seed(0)
     with zero.sharded_from_the_start(train, dist.get_world_size(), "cpu"):
         model = task.model(None, config, ("a", "b"), processor)
+    compute = [] if train.zero.stage or case["watch"] else [passes(task, model, batch, train) for _ in range(case["steps"])]
     peak = [0]
     hooks = []
     if case["watch"]:
         parameters = list(model.parameters())
 
         def look(_: torch.Tensor) -> None:
-            peak[0] = max(peak[0], held(parameters, before))
+            peak[0] = max(peak[0], held(parameters))
 
         hooks = [parameter.register_post_accumulate_grad_hook(look) for parameter in parameters]  # before DeepSpeed's own
-    compute = [] if train.zero.stage else [passes(task, model, batch, train) for _ in range(case["steps"])]
     engine = loop._initialize(model, train, dist.get_world_size(), "cpu")
     seconds, kept, here = [], 0, 0
     for number in range(case["steps"]):
@@ -97,7 +97,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         engine.backward(total / rows, scale_wrt_gas=False)
         del total
         if number == case["steps"] - 1:  # the optimiser's states are there since the first step
-            here = held(list(model.parameters()), before)
+            here = held(list(model.parameters()))
         engine.step()
         seconds.append(time.perf_counter() - started)
     for hook in hooks:
@@ -107,6 +107,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         "peak": peak[0],
         "saved": kept,
         "step_s": statistics.median(seconds[1:]),
+        "bandwidth": bandwidth(),
         "compute_s": statistics.median(compute[1:]) if compute else None,
     }
     if train.zero.stage:
@@ -127,20 +128,27 @@ def passes(task: Any, model: torch.nn.Module, batch: Any, train: TrainSpec) -> f
     return spent
 
 
-def storages(parameters: list[torch.Tensor]) -> dict[int, int]:
-    """Bytes by storage."""
+def bandwidth() -> float:
+    """Bytes a second of an addition that no cache holds, both ranks at once (McCalpin's STREAM)."""
+    numbers = [torch.ones(8_000_000) for _ in range(3)]
+    dist.barrier()
+    spent = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.add(numbers[0], numbers[1], out=numbers[2])
+        spent.append(time.perf_counter() - started)
+    return 3 * 4 * 8_000_000 / statistics.median(spent[1:])
+
+
+def held(parameters: list[torch.Tensor]) -> int:
+    """Bytes of all storages that tensors of this process have."""
     found = {}
     tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
     for tensor in [*tensors, *(parameter.grad for parameter in parameters if parameter.grad is not None)]:
         if tensor.device.type == "cpu" and tensor.layout == torch.strided:
-            storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     found.pop(0, None)
-    return found
-
-
-def held(parameters: list[torch.Tensor], before: set[int]) -> int:
-    return sum(size for key, size in storages(parameters).items() if key not in before)
+    return sum(found.values())
 
 
 if __name__ == "__main__":

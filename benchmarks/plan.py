@@ -1,11 +1,11 @@
 """`raybm plan` against measurement: three models (a Llama, a GPT-2, a BERT) under ZeRO stages 0-3, fp32, two ranks of one thread.
 
 The plan is made as `raybm plan` makes it: from the config alone, before anything runs. Measured on raybm's own engine
-(benchmarks/held.py): bytes of the model's states before `step()`; bytes that autograd keeps after a forward pass (saved_tensors_hooks,
-each storage once, parameters apart); seconds of a step (the median). Times are predicted after calibrating on the Llama: its FLOP/s
-in a bare forward and backward pass, and for each stage the bytes a second at which what a step takes beside that was sent; the other two
-models are predicted with these numbers. Activations by Korthikanti's formula, which `raybm plan` falls back on, stand under
-`cases`: they are known to be rough.
+(benchmarks/held.py): bytes of the model's states before `step()`; bytes that autograd keeps after a forward pass
+(saved_tensors_hooks, each storage once, parameters apart); seconds of a step (the median). Times are predicted after calibrating on
+the Llama: the FLOP/s of a bare forward and backward pass (after what the memory takes, whose speed a STREAM addition tells), and for
+each stage the bytes a second at which what a step takes beside that was sent; the other two models are predicted with these numbers.
+Activations by Korthikanti's formula, which `raybm plan` falls back on, stand under `cases`: they are known to be rough.
 
 Prints {"state_error", "activation_error", "step_time_error"}: the largest |measured ÷ predicted - 1| over models and stages (of times,
 over the two models that were not calibrated on).
@@ -65,7 +65,11 @@ def main() -> None:
     timed = [case["step_time_error"] for name, case in cases.items() if not name.startswith(CALIBRATED_ON)]
     numbers = {key: max(case[key] for case in cases.values()) for key in ("state_error", "activation_error")}
     device = devices[0]
-    constants = {"gflops": round(device.fp32 / 1e9, 1), "mb_per_s": [round(devices[stage].link / 1e6) for stage in range(4)]}
+    constants = {
+        "gflops": round(device.fp32 / 1e9, 1),
+        "memory_gb_per_s": round(device.bandwidth / 1e9, 1),
+        "mb_per_s": [round(devices[stage].link / 1e6) for stage in range(4)],
+    }
     common.report(numbers | {"step_time_error": max(timed)}, cases | {"calibration": constants}, before)
 
 
@@ -104,13 +108,14 @@ def planned(name: str, folder: Path) -> dict[str, Any]:
     made = count(asked.task.build(), asked.model, config_of(asked.model, open_storage(str(folder))) or {}, asked.train.precision)
     assert made is not None, f"{name} could not be counted"
     formula = activations_by_formula(made.shape, ROWS * LENGTH, 4, logits=task == "causal_lm")
-    return {"shape": made.shape, "saved": ROWS * made.saved, "flops": float(ROWS * made.flops), "formula": formula}
+    counts = {"saved": ROWS * made.saved, "flops": float(ROWS * made.flops), "moved": float(ROWS * made.moved)}
+    return {"shape": made.shape, "formula": formula, **counts}
 
 
 def merged(ranks: list[dict[str, Any]]) -> dict[str, float]:
     """The mean over the ranks; of times the slower one's, which the other waits for."""
     means = {name: statistics.mean(rank[name] for rank in ranks) for name in ("held", "saved")}
-    return means | {name: max(rank[name] or 0.0 for rank in ranks) for name in ("step_s", "compute_s")}
+    return means | {name: max(rank[name] or 0.0 for rank in ranks) for name in ("step_s", "compute_s", "bandwidth")}
 
 
 def setup(stage: int) -> Setup:
@@ -121,10 +126,11 @@ def calibrated(plan: dict[str, Any], answers: dict[str, dict[str, float]]) -> li
     """For each stage this machine: FLOP/s of the calibrated model's passes, and bytes/s of what a step takes beside them."""
     flops, shape = plan["flops"], plan["shape"]
     bare = answers[f"{CALIBRATED_ON} stage 0"]["compute_s"]
-    device = dataclasses.replace(cpu(), fp32=flops / bare, utilisation=1.0, per_node=WORKERS)
+    moving = plan["moved"] / answers[f"{CALIBRATED_ON} stage 0"]["bandwidth"]
+    device = dataclasses.replace(cpu(), fp32=flops / (bare - moving), utilisation=1.0, bandwidth=plan["moved"] / moving, per_node=WORKERS)
     found = []
     for stage in range(4):
-        update = cost.seconds(flops, shape, setup(stage), device).update
+        update = cost.seconds(flops, 0.0, shape, setup(stage), device).update
         sending = max(answers[f"{CALIBRATED_ON} stage {stage}"]["step_s"] - bare - update, 1e-3)
         found.append(dataclasses.replace(device, link=cost.communication(shape, setup(stage)) * (WORKERS - 1) / WORKERS / sending))
     return found
@@ -134,7 +140,7 @@ def compared(plan: dict[str, Any], one: dict[str, Any], answer: dict[str, float]
     stage = one["train"]["zero"]["stage"]
     states = memory(plan["shape"], setup(stage)).held
     kept = plan["saved"]
-    seconds = cost.seconds(plan["flops"], plan["shape"], setup(stage), devices[stage]).step
+    seconds = cost.seconds(plan["flops"], plan["moved"], plan["shape"], setup(stage), devices[stage]).step
     made = {
         "state_bytes": [round(answer["held"]), states],
         "state_error": round(abs(answer["held"] / states - 1), 4),

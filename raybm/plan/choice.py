@@ -36,6 +36,8 @@ class Row:
     """Bytes at that peak whatever the number of rows."""
     flops: float
     """Of its forward and backward pass."""
+    moved: float = 0.0
+    """Bytes that both passes read and write; 0 where not counted."""
 
     def bytes_of(self, rows: int) -> int | None:
         return None if self.activations is None else self.fixed + rows * self.activations
@@ -74,7 +76,7 @@ def option(shape: Shape, row: Row, setup: Setup, micro_batch: int, share: int, d
         need.total <= room,
         need,
         cost.communication(shape, setup),
-        cost.seconds(row.flops * share, shape, setup, device),
+        cost.seconds(row.flops * share, row.moved * share, shape, setup, device),
     )
 
 

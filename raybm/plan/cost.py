@@ -52,10 +52,12 @@ class Seconds:
         return self.compute + self.exposed + self.update
 
 
-def seconds(flops: float, shape: Shape, setup: Setup, device: Device) -> Seconds:
-    """`flops`: a rank's, of forward and backward passes. Communication hides behind the backward pass (two thirds of the computing)
-    where the device overlaps. The update reads and writes what it needs once, at the speed of the memory that holds it."""
-    compute = flops / ((device.bf16 if setup.each == 2 else device.fp32) * device.utilisation)
+def seconds(flops: float, moved: float, shape: Shape, setup: Setup, device: Device) -> Seconds:
+    """`flops`, `moved`: a rank's, of its forward and backward passes. Matrix products run at their share of the peak, and what
+    operations read and write comes and goes at the memory's speed; the sum of both, since eager PyTorch does one after the other.
+    Communication hides behind the backward pass (two thirds of the computing) where the device overlaps. The update reads and
+    writes what it needs once, at the speed of the memory that holds it."""
+    compute = flops / ((device.bf16 if setup.each == 2 else device.fp32) * device.utilisation) + moved / device.bandwidth
     share = (setup.ranks - 1) / setup.ranks  # of a ring: a rank's own part does not travel
     speed = device.link if setup.ranks <= device.per_node else min(device.link, device.network)
     sent = communication(shape, setup) * share / speed

@@ -7,9 +7,11 @@ when most are alive. FLOPs: of the matrix products of both passes, as PyTorch's 
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +37,7 @@ _ATTENTION = {  # what PyTorch's own table lacks
 }
 ROWS = (16, 32)  # counted, for what one more takes; with fewer another moment may be the peak, when it is a large gradient that counts
 ANY_TOKEN = 5
+GROWTH = 1.02  # of a peak over the last one, for which it is worth to look
 PIXEL = b"P5 1 1 255\n\0"  # a PGM file
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +55,8 @@ class Counted:
     """Bytes at that peak that do not (the gradient of the tensor that is being computed)."""
     flops: int
     """Of forward and backward pass."""
+    moved: int
+    """Bytes that the operations of both passes read and write, each by itself."""
 
 
 def count(
@@ -85,6 +90,7 @@ def count(
         activations=per_row,
         fixed=max(0, few.peak - ROWS[0] * per_row),
         flops=(more.flops - few.flops) // (ROWS[1] - ROWS[0]),
+        moved=(more.moved - few.moved) // (ROWS[1] - ROWS[0]),
     )
 
 
@@ -103,16 +109,22 @@ def _on_fake_memory(model: torch.nn.Module) -> None:
 
 
 class Tokens:
-    """Stands in for a tokenizer, of which a model needs the size and the special tokens."""
+    """Stands in for a tokenizer, of which a model needs the size and the special tokens, whichever there are."""
 
-    pad_token_id, bos_token_id, eos_token_id, mask_token_id = 0, 1, 2, 3
-    all_special_ids = (0, 1, 2, 3)
+    all_special_ids = (0,)
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __len__(self) -> int:
         return self.size
+
+    def __getattr__(self, name: str) -> int | str:
+        if name.endswith("_token_id"):
+            return 0
+        if name.endswith("_token"):
+            return f"<{name}>"
+        raise AttributeError(name)
 
 
 def _row(length: int) -> dict[str, Any]:
@@ -125,17 +137,27 @@ def _row(length: int) -> dict[str, Any]:
 def _pass(task: Task, model: torch.nn.Module, batch: Batch, chosen: float, fake: FakeTensorMode) -> SimpleNamespace:
     counter, live = FlopCounterMode(display=False, custom_mapping=_ATTENTION), _Live(model, chosen)
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
-    with live, counter:
+    with live, counter, _collecting():
         with Saved(model) as saved:
             total = task.loss(model, {name: fake.from_tensor(value) for name, value in batch.items()}).total
         total.backward()
     for hook in hooks:
         hook.remove()
-    return SimpleNamespace(saved=saved.bytes, peak=live.peak, flops=counter.get_total_flops())
+    return SimpleNamespace(saved=saved.bytes, peak=live.peak, moved=live.moved, flops=counter.get_total_flops())
 
 
 def _forget(parameter: torch.Tensor) -> None:
     parameter.grad = None  # counted elsewhere
+
+
+@contextmanager
+def _collecting() -> Iterator[None]:
+    """Collections inside look at what is made inside, and so take no time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -143,13 +165,17 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
-        self._own = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._sizes: dict[int, int] = {}
-        self._kept: list[Any] = []  # a storage that goes would leave its key to another
+        self._kept = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]  # gone, one left its key to another
+        self._own = {int(storage._cdata) for storage in self._kept}
 
     def __enter__(self) -> Saved:
         super().__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._kept.clear()
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, torch.nn.Parameter) or isinstance(tensor._base, torch.nn.Parameter):
@@ -175,7 +201,7 @@ class _Live(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module, chosen: float) -> None:
         super().__init__()
         self.chosen = chosen
-        self.now = self.peak = 0
+        self.now = self.peak = self.moved = 0
         self._seen = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -183,12 +209,16 @@ class _Live(TorchDispatchMode):
             result = args[0].new_empty((round(args[0].numel() * self.chosen), args[0].dim()), dtype=torch.int64)
         else:
             result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.moved += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and (key := _key(leaf)) not in self._seen:
                 storage = leaf.untyped_storage()
                 self._seen.add(key)
                 self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
+                if self.now > GROWTH * self.peak:
+                    gc.collect()  # what checkpointing computed again hangs in cycles, and would seem to stay
+                    self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._gone, key, storage.nbytes())
         return result
 

@@ -1,10 +1,10 @@
 """What a rank can run on, as its maker and its renter publish it.
 
-Peaks are dense (without sparsity) and rarely reached: `utilisation` is the share of them that a well-fed transformer gets, an
-assumption (PaLM reports 0.46 on its TPUs, arXiv:2204.02311 table 3; Korthikanti et al. 0.42-0.57 on A100s, arXiv:2205.05198 table
-5), less where memory is slow beside the arithmetic. Links are one direction, a GPU; `network` is a GPU's share of a node's network
-in the cloud instance that the price is of. Prices are on-demand list prices in US dollars, an hour and GPU: they move, so give
-your own (`--price`).
+Peaks are dense (without sparsity) and never reached: `utilisation` is the share of them that matrix products get, an assumption.
+With the memory's traffic beside them (cost.py) large models come to some 0.4 of the peak in all; PaLM reports 0.46 on its TPUs
+(arXiv:2204.02311, table 3), Korthikanti et al. 0.42-0.57 on A100s (arXiv:2205.05198, table 5). Links are one direction, a GPU;
+`network` is a GPU's share of a node's network in the cloud instance that the price is of. Prices are on-demand list prices in US
+dollars, an hour and GPU: they move, so give your own (`--price`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Device:
     price: float | None
     """US dollars an hour."""
     source: str
-    utilisation: float = 0.4
+    utilisation: float = 0.5
     accelerator: str = ""
     """Ray's name of it (`resources.accelerator_type`)."""
     overlaps: bool = True
@@ -85,7 +85,6 @@ _TABLE = (
     ),
 )
 _SIXTEEN_BIT_IS_FP16 = ("t4", "v100")
-_FED_BY_SLOW_MEMORY = {"l4": 0.3, "l40s": 0.3, "a10g": 0.3, "t4": 0.3, "v100": 0.3, "rtx4090": 0.3}
 
 DEVICES: dict[str, Device] = {
     name: Device(
@@ -100,7 +99,6 @@ DEVICES: dict[str, Device] = {
         watts,
         price,
         source,
-        utilisation=_FED_BY_SLOW_MEMORY.get(name, 0.4),
         accelerator=accelerator,
         has_bf16=name not in _SIXTEEN_BIT_IS_FP16,
     )
@@ -116,7 +114,7 @@ def cpu(cores: float = 1.0, ranks: int = 1) -> Device:
 
     Derived, not measured: 32 fp32 FLOP a cycle and core (two 8-wide fused multiply-adds, as AVX2 has) at 3 GHz; 16-bit products are
     computed as fp32 ones where there are no AMX units; 10 GB/s of memory a core; ranks talk through gloo on loopback; 10 W a core.
-    Half of the peak is what PyTorch's matrix products reach there. benchmarks/plan.py measures what this machine does.
+    benchmarks/plan.py measures what this machine does.
     """
     from psutil import virtual_memory
 
@@ -134,7 +132,6 @@ def cpu(cores: float = 1.0, ranks: int = 1) -> Device:
         10.0 * cores,
         None,
         f"derived for {platform.machine()}",
-        utilisation=0.5,
         overlaps=False,
     )
 

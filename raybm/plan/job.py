@@ -77,7 +77,7 @@ def measure(job: JobSpec, storage: Storage) -> tuple[Shape, Row, bool] | None:
     if counted is None:
         shape = shape_of(job.model, storage)
         return None if shape is None else (shape, row_by_formula(job, shape), False)
-    return counted.shape, Row(job.model.max_length, counted.activations, counted.fixed, counted.flops), True
+    return counted.shape, Row(job.model.max_length, counted.activations, counted.fixed, counted.flops, counted.moved), True
 
 
 def _processor(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any:
@@ -88,10 +88,12 @@ def _processor(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any
     from raybm.models.images import ImageProcessor, from_spec
     from raybm.plan.count import Tokens
 
-    found = place(job.model, storage)
-    if job.model.image is None and found is None:
+    if job.model.image is not None:
+        images = from_spec(job.model.image)
+    elif (found := place(job.model, storage)) is not None:
+        images = ImageProcessor.from_pretrained(found)
+    else:
         return None
-    images = from_spec(job.model.image) if job.model.image else ImageProcessor.from_pretrained(found)
     vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
     return images if job.task.INPUT == "image" else ImageTextProcessor(Tokens(int(vocabulary or 0)), images)
 

@@ -72,15 +72,16 @@ class Memory:
 
 def memory(shape: Shape, setup: Setup, activations: int | None = None) -> Memory:
     """Stage 1 shards the optimiser's states over the ranks, stage 2 the gradients too, stage 3 the weights too. DeepSpeed reduces
-    as the gradients come in stages 2 and 3, so that no rank has all of them at once, and at the end in stage 1; after that a rank
-    holds no more than its own part in stage 1 either. Stage 0 is DistributedDataParallel, whose buckets are the gradients; in fp32
-    its weights are the optimiser's own copy. Stage 3 leaves tensors of up to SMALL numbers whole everywhere, and gathered ones that
-    are used again within LIVE parameters too: all the weights of a smaller model, until the backward pass is through with them."""
+    as the gradients come in stages 2 and 3, so that beside its part a rank has only one that was just computed, and at the end in
+    stage 1; after that a rank holds no more than its own part in stage 1 either. Stage 0 is DistributedDataParallel, whose buckets
+    are the gradients; in fp32 its weights are the optimiser's own copy. Stage 3 leaves tensors of up to SMALL numbers whole
+    everywhere, and gathered ones that are used again within LIVE parameters too: all the weights of a smaller model, until the
+    backward pass is through with them."""
     total, learns, ranks, each = shape.parameters, shape.trainable, setup.ranks, setup.each
     stage, away = setup.stage, setup.offload
     sharded = learns // ranks
     optimizer = sharded * (4 + setup.states) if stage else learns * (setup.states + (4 if each == 2 else 0))
-    gradients = learns * each if stage < 2 else sharded * each * (2 if stage == 2 and setup.accumulation > 1 else 1)
+    gradients = learns * each if stage < 2 else sharded * each * (2 if stage == 2 and setup.accumulation > 1 else 1) + shape.largest * each
     reduced = sharded * each if stage else learns * each
     update = 4 * (min(sharded, SUB_GROUP) if stage == 3 else sharded) if stage else 0
     weights = total // ranks * each + shape.small * each if stage == 3 else total * each

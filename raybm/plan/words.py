@@ -77,8 +77,12 @@ def _cells(made: Plan, option: Option) -> list[str]:
     cells = [str(option.stage), option.offload, *parts, batch, activations, size(use.total)]
     cells += [size(option.communication_bytes), duration(option.seconds.step)]
     if made.steps:
-        cells += [duration(run["seconds"] or 0), f"{run['kwh'] or 0:.3g}", "?" if run["usd"] is None else f"{run['usd']:.2f}"]
+        cells += [duration(run["seconds"] or 0), f"{run['kwh'] or 0:.3g}", _money(run["usd"])]
     return cells
+
+
+def _money(usd: float | None) -> str:
+    return "?" if usd is None else "<0.01" if 0 < usd < 0.01 else f"{usd:,.2f}"
 
 
 def _verdict(name: str, option: Option) -> str:

@@ -33,7 +33,7 @@ def test_micro_batches_repeat_what_their_stage_asks_for(stage: Any, numbers: int
 
 def test_time_energy_and_money() -> None:
     h100 = DEVICES["h100-80gb"]
-    times = cost.seconds(h100.bf16 * h100.utilisation, MILLION, Setup(ranks=8, stage=1, each=2), h100)
+    times = cost.seconds(h100.bf16 * h100.utilisation / 2, h100.bandwidth / 2, MILLION, Setup(ranks=8, stage=1, each=2), h100)
     assert times.compute == pytest.approx(1.0)
     assert times.exposed == 0, "hidden behind the backward pass"
     assert cost.energy_kwh(times, 3600, 8, h100) == pytest.approx(8 * 0.7)
@@ -43,12 +43,12 @@ def test_time_energy_and_money() -> None:
 
 def test_many_ranks_talk_over_the_network() -> None:
     a100, much = DEVICES["a100-40gb"], Shape(10**9)
-    near, far = (cost.seconds(1.0, much, Setup(ranks=ranks, stage=1, each=2), a100).communication for ranks in (8, 16))
+    near, far = (cost.seconds(1.0, 0.0, much, Setup(ranks=ranks, stage=1, each=2), a100).communication for ranks in (8, 16))
     assert far / near > 0.9 * a100.link / a100.network
 
 
 def test_a_cpu_waits_for_its_messages() -> None:
-    times = cost.seconds(1e9, MILLION, Setup(ranks=2, stage=1), cpu())
+    times = cost.seconds(1e9, 0.0, MILLION, Setup(ranks=2, stage=1), cpu())
     assert times.exposed == times.communication > 0
 
 
