@@ -26,7 +26,6 @@ from zero_memory import run
 from raybm.core.storage import open_storage
 from raybm.models.shapes import config_of
 from raybm.plan import cost
-from raybm.plan.count import count
 from raybm.plan.devices import Device, cpu
 from raybm.plan.memory import Setup, activations_by_formula, memory
 from raybm.spec import JobSpec
@@ -90,6 +89,8 @@ def case(name: str, stage: int, steps: int) -> dict[str, Any]:
 
 def planned(name: str, folder: Path) -> dict[str, Any]:
     """What the plan knows from the spec: the shape, and a micro-batch's bytes and FLOPs."""
+    from raybm.plan.count import count  # loads torch
+
     task, config = MODELS[name]
     (folder / "rows.jsonl").write_text('{"text": "x", "label": "a"}\n')
     spec = {
