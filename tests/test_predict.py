@@ -16,6 +16,7 @@ from raybm.core.storage import open_storage
 from raybm.data.reading import Wanted
 from raybm.predict import Predictor, _read, _source, _write, predict
 from tests.engines import tiny
+from tests.pictures import url
 
 
 def rows_of(predictor: Predictor, *rows: dict[str, Any]) -> list[dict[str, Any]]:
@@ -114,3 +115,14 @@ def test_a_language_model_goes_on_from_every_line(tmp_path: Path, at: Any, no_ra
     [block] = _read(pa.table({"item": [item]}), source, Wanted((("messages",), ("prompt",))))
     rows = [row for made in predictor(pa.table(block)) for part in made["rows"] for row in json.loads(part)]
     assert [row["prompt"] for row in rows] == ["the dog", "fox", "她说"] and all(row["predicted_text"] for row in rows)
+
+
+def test_a_damaged_picture_is_set_aside_and_its_neighbours_are_not(tmp_path: Path, at: Any, no_ray: None) -> None:
+    tiny.image_classifier(tmp_path / "i"), tiny.image_text(tmp_path / "t")
+    damaged = {"image": "data:image/png;base64,AAAA"}
+    rows = rows_of(at("i"), {"image": url(0)}, damaged, {"image": url(1)}, {"text": "fox"})
+    assert [row.get("predicted_label") in ("cat", "dog") for row in rows] == [True, False, True, False]
+    assert [bool(row["_bad"]) for row in rows] == [False, True, False, True]
+    vectors = rows_of(at("t"), {"image": url(0)}, {"text": "fox"}, damaged)
+    assert [len(row.get("predicted_embedding", [])) for row in vectors] == [16, 16, 0]
+    assert type(_source("a/b.png", Signature.read(tmp_path / "i") or pytest.fail(), {})).__name__ == "Images"
