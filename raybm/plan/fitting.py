@@ -58,7 +58,7 @@ def _workers_that_fit(shape: Shape, row: Row, setup: Setup, device: Device, room
     for doubling in range(1, 12):
         ranks = setup.ranks * 2**doubling
         if choice.option(shape, row, replace(setup, ranks=ranks, stage=3), 1, 1, device, room).fits:
-            return f"ZeRO stage 3 on {ranks} workers would fit."
+            return f"ZeRO stage 3 on {ranks} workers, each with as much memory, would fit."
     return "No number of workers would do: use a smaller model, shorter rows or train.gradient_checkpointing."
 
 

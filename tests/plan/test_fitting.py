@@ -43,7 +43,7 @@ def test_a_misfit_says_what_would_fit() -> None:
     assert misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=2, each=2), 1, 16, H100, room) is None
     alone = Setup(ranks=1, stage=0, each=4)
     found = misfit(Shape(10**11), ROW, alone, 1, 1, cpu(), room)
-    assert found is not None and "ZeRO stage 3 on 32 workers would fit" in str(found)
+    assert found is not None and "ZeRO stage 3 on 32 workers, each with as much memory, would fit" in str(found)
 
 
 def test_a_job_that_cannot_fit_is_refused(tmp_path: Path) -> None:
