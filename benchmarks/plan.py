@@ -127,8 +127,9 @@ def calibrated(plan: dict[str, Any], answers: dict[str, dict[str, float]]) -> li
     """For each stage this machine: FLOP/s of the calibrated model's passes, and bytes/s of what a step takes beside them."""
     flops, shape = plan["flops"], plan["shape"]
     bare = answers[f"{CALIBRATED_ON} stage 0"]["compute_s"]
-    moving = plan["moved"] / answers[f"{CALIBRATED_ON} stage 0"]["bandwidth"]
-    device = dataclasses.replace(cpu(), fp32=flops / (bare - moving), utilisation=1.0, bandwidth=plan["moved"] / moving, per_node=WORKERS)
+    bandwidth = statistics.median(answer["bandwidth"] for answer in answers.values())
+    moving = plan["moved"] / bandwidth
+    device = dataclasses.replace(cpu(), fp32=flops / (bare - moving), utilisation=1.0, bandwidth=bandwidth, per_node=WORKERS)
     found = []
     for stage in range(4):
         update = cost.seconds(flops, 0.0, shape, setup(stage), device).update
