@@ -128,7 +128,7 @@ def calibrated(plan: dict[str, Any], answers: dict[str, dict[str, float]]) -> li
     flops, shape = plan["flops"], plan["shape"]
     bare = answers[f"{CALIBRATED_ON} stage 0"]["compute_s"]
     bandwidth = statistics.median(answer["bandwidth"] for answer in answers.values())
-    moving = plan["moved"] / bandwidth
+    moving = min(plan["moved"] / bandwidth, 0.8 * bare)  # caches may hold some of it
     device = dataclasses.replace(cpu(), fp32=flops / (bare - moving), utilisation=1.0, bandwidth=bandwidth, per_node=WORKERS)
     found = []
     for stage in range(4):
