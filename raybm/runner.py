@@ -17,6 +17,7 @@ from raybm.core.lease import Lease
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage, local_errors
+from raybm.models import checks, shapes
 from raybm.models.references import pinned
 from raybm.spec.job import JobSpec
 from raybm.stages import Stage, evaluate, prepare, publish, train
@@ -38,7 +39,9 @@ class Step:
 
 
 def settled(job: JobSpec, storage: Storage) -> JobSpec:
-    """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses. Raises NotFound."""
+    """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses. Raises NotFound,
+    and UserError for a model that cannot be."""
+    checks.check(job.model, shapes.place(job.model, storage))
     job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, storage)})})
     return plan.resolve_auto(job, storage)
 

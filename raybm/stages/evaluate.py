@@ -84,7 +84,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     tallies = _measure(view, prepared, trained, labels, splits, context)
     scored = {split: _scores(task, view.task.METRICS, tally, labels, dataset["rows"][split]) for split, tally in tallies.items()}
     result = _by_split(scored)
-    if view.task.PREDICTS and view.evaluate.baseline and (beside := _baseline(view, prepared, tallies, labels)):
+    if view.task.PREDICTS and view.evaluate.baseline and (beside := _baseline(view, prepared, tallies, labels, context)):
         result["baseline"] = _by_split(beside)
     out.storage.write("evaluation.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     _write_predictions(out, tallies)
@@ -242,7 +242,9 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
-def _baseline(view: View, prepared: Artifact, tallies: Mapping[str, Tally], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _baseline(
+    view: View, prepared: Artifact, tallies: Mapping[str, Tally], labels: Sequence[str], context: Context
+) -> dict[str, dict[str, Any]]:
     """The task's simple model, trained on the same rows and scored on the same splits; {} where the task has none."""
     import numpy as np
     import pyarrow as pa
@@ -253,14 +255,18 @@ def _baseline(view: View, prepared: Artifact, tallies: Mapping[str, Tally], labe
     train = pa.concat_tables([pq.read_table(file) for file in files])
     if len(train) > BASELINE_ROWS:
         train = train.take(np.sort(np.random.default_rng(view.seed).choice(len(train), BASELINE_ROWS, replace=False)))
-    predict = task.baseline(train.to_pylist(), labels, view.seed)
-    if predict is None:
+    try:
+        predict = task.baseline(train.to_pylist(), labels, view.seed)
+        if predict is None:
+            return {}
+        return {
+            split: {"rows": len(tally.rows)} | task.score(predict(tally.rows), tally.rows, labels)
+            for split, tally in tallies.items()
+            if tally.rows
+        }
+    except ValueError as error:  # scikit-learn's: one class only, no words; the model's own scores stand without it
+        context.progress(f"evaluate: no baseline: {error}")
         return {}
-    return {
-        split: {"rows": len(tally.rows)} | task.score(predict(tally.rows), tally.rows, labels)
-        for split, tally in tallies.items()
-        if tally.rows
-    }
 
 
 def _write_predictions(out: Artifact, tallies: Mapping[str, Tally]) -> None:

@@ -30,6 +30,14 @@ class TextClassification(Spec):
     PREDICTS: ClassVar[bool] = True
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
+            ("labels",),
+            lambda labels: (
+                ("a classifier needs two labels or more, each once.", "Name them all, or leave `labels` out.")
+                if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels))
+                else None
+            ),
+        ),
+        Check(
             ("label_smoothing", "multi_label"),
             lambda share, several: ("smoothing shares out one label.", "Drop it, or `multi_label`.") if share and several else None,
         ),
