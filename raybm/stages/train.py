@@ -209,8 +209,9 @@ def _rank(config: dict[str, Any]) -> None:
         if view.model.lora is not None:
             published, state = merged(task.published(task.model(*start, dataset["labels"], processor)), state, view.model.lora)
         published.config.use_cache = True
+        parameters = sum(weight.numel() for weight in state.values())  # saving empties `state`
         _save(published, state, processor, task.signature(dataset["labels"], view.model.max_length), out.storage)
-        ray.get(sink.finish.remote(summary | {"parameters": sum(weight.numel() for weight in state.values())}), timeout=60)
+        ray.get(sink.finish.remote(summary | {"parameters": parameters}), timeout=60)
     dist.barrier()
 
 
