@@ -63,10 +63,10 @@ def predict(
     wanted = Wanted(groups=signature.groups(), extra=(*source.columns, "label"))
     files = expand(source.path)
     next(frames(source, 0, 0, files[0], wanted, 1), None)  # missing columns are told before anything starts
-    data = from_items([(number, found.path, found.bytes) for number, found in enumerate(files)])
+    data = from_items(list(range(len(files))))
     data.context.execution_options.preserve_order = True
     data = data.map_batches(
-        _read, fn_kwargs={"source": source, "wanted": wanted}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        _read, fn_kwargs={"source": source, "wanted": wanted, "files": files}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
     ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=None, batch_format="pyarrow", **_placement())
     rows = (row for table in batches(data, "predict") for part in table.column("rows").to_pylist() for row in json.loads(part))
     return _write(rows, out, signature, wanted.columns)
@@ -99,11 +99,10 @@ def _placement() -> dict[str, Any]:
     return {"num_cpus": max(0.5, cpus - 0.5), "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=len(nodes))}
 
 
-def _read(table: pa.Table, source: Source, wanted: Wanted) -> Iterator[dict[str, list[str]]]:
-    """Files → blocks of rows as JSON."""
-    for item in table.column("item").to_pylist():
-        number, path, size = json.loads(item)
-        for part in frames(source, 0, number, File(path, size), wanted, BLOCK_CHARS):
+def _read(table: pa.Table, source: Source, wanted: Wanted, files: Sequence[File]) -> Iterator[dict[str, list[str]]]:
+    """Numbers of files → blocks of rows as JSON."""
+    for number in map(int, table.column("item").to_pylist()):
+        for part in frames(source, 0, number, files[number], wanted, BLOCK_CHARS):
             if not isinstance(part, Facts):
                 records = part[[*wanted.columns, "_file", "_line", "_bad"]].to_dict("records")
                 yield _as_one([{name: value for name, value in record.items() if value is not None} for record in records])

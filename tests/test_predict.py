@@ -13,6 +13,7 @@ import pytest
 from raybm.core.errors import DataError, NotFound, Unsupported
 from raybm.core.signature import Signature
 from raybm.core.storage import open_storage
+from raybm.data.files import expand
 from raybm.data.reading import Wanted
 from raybm.predict import Predictor, _read, _source, _write, predict
 from tests.engines import tiny
@@ -111,8 +112,7 @@ def test_a_language_model_goes_on_from_every_line(tmp_path: Path, at: Any, no_ra
     file.write_text("the dog\nfox\n\n她说\n", encoding="utf-8")
     predictor = at("g")
     source = _source(str(file), predictor.engine.signature, {})
-    item = json.dumps((0, str(file), file.stat().st_size))
-    [block] = _read(pa.table({"item": [item]}), source, Wanted((("messages",), ("prompt",))))
+    [block] = _read(pa.table({"item": ["0"]}), source, Wanted((("messages",), ("prompt",))), expand(str(file)))
     rows = [row for made in predictor(pa.table(block)) for part in made["rows"] for row in json.loads(part)]
     assert [row["prompt"] for row in rows] == ["the dog", "fox", "她说"] and all(row["predicted_text"] for row in rows)
 

@@ -230,6 +230,7 @@ def predict(
     ] = [],  # noqa: B006
     storage: Annotated[str, STORAGE] = DEFAULT_STORAGE,
     batch: Annotated[int, typer.Option("--batch", min=1)] = 64,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, where the model generates.")] = 256,
     address: Annotated[str | None, ADDRESS] = None,
 ) -> None:
     """Run a model over a whole file with Ray Data."""
@@ -246,7 +247,7 @@ def predict(
     target = out or Path(file + ".predictions.jsonl")
     ref = model if ":" in model else f"registry:{model}"
     with connect(cpus=2, say=say, address=address):
-        rows = predict_rows(ref, file, target, open_storage(storage), batch=batch, columns=mapping)
+        rows = predict_rows(ref, file, target, open_storage(storage), batch=batch, columns=mapping, max_tokens=max_tokens)
     say(f"{rows} rows → {target}")
 
 

@@ -16,6 +16,7 @@ from raybm.core.registry import Registry
 from raybm.core.runs import states
 from raybm.core.storage import open_storage
 from raybm.models.references import resolve
+from raybm.predict import predict
 from raybm.spec import JobSpec
 from tests.e2e import job
 from tests.s3server import start_weed, stop_weed
@@ -36,6 +37,8 @@ def test_the_whole_job_and_again(s3: str, ray_session: str, tmp_path: Path) -> N
     assert {"log.txt", "metrics.jsonl", "report.html", "state.json"} <= {key.rsplit("/", 1)[1] for key in storage.keys(f"runs/{run}")}
     assert drive(spec, None) == first  # nothing is made again
     assert Registry(storage).versions("tiny") == [1]
+    storage.write("new/rows.jsonl", b'{"prompt": "th"}\n{"prompt": "a"}\n')
+    assert predict("registry:tiny@prod", f"{uri}/new/rows.jsonl", tmp_path / "out.jsonl", storage, max_tokens=3) == 2
 
 
 def test_wrong_credentials_and_missing_bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
