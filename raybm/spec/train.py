@@ -79,7 +79,8 @@ class TrainSpec(Spec):
     global_batch: PositiveInt = 32
     """Samples an optimiser step, over all workers and accumulation."""
     micro_batch: PositiveInt | None = None
-    """Samples a forward pass on one worker. Default: global_batch ÷ workers."""
+    """Samples a forward pass on one worker at most. Default: a step is one pass on each worker, dealt so that they compute about
+    equally much, padding included."""
     micro_tokens: PositiveInt | None = None
     """Tokens of a forward pass on one worker, padding included, instead of `micro_batch`: rows of like length go together, as many
     as fit."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ def open_rows(prepared: Artifact, split: str) -> Rows:
 class Schedule:
     """Deals rows to steps, ranks and micro-batches. Steps count from 0 here.
 
-    A step's rows are sorted by length and dealt to the ranks in turn, so that rows of like length share a pass and no rank waits
-    for another. The loss is a sum over the whole batch, which does not depend on how it is dealt.
+    A step's rows are sorted by length and cut into passes that cost about the same, padding included: the longer the rows, the fewer
+    of them. So little is padded and no rank waits for another. The loss is a sum over the whole batch, which does not depend
+    on how it is dealt.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Schedule:
         buckets: bool = False,
     ) -> None:
         self.lengths, self.global_batch, self.workers, self.seed, self.buckets = lengths, global_batch, workers, seed, buckets
-        self.micro_batch, self.micro_tokens = micro_batch or global_batch // workers or 1, micro_tokens
+        self.micro_batch, self.micro_tokens = micro_batch, micro_tokens
         self.steps_per_epoch = math.ceil(len(lengths) / global_batch)
 
     def total_steps(self, epochs: float, max_steps: int | None) -> int:
@@ -103,28 +105,27 @@ class Schedule:
         """The rank's micro-batches of a step, as row indices. All ranks have the same number of them; where rows do not suffice
         (the last batch of an epoch), some are empty."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return self._deal(self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch], rank)
+        rows = self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
+        return self._deal(rows, self.lengths, rank, self.micro_batch or len(rows))
 
     def everything(self, lengths: Lengths, rank: int) -> list[Sequence[int]]:
         """The rank's micro-batches of a whole other split, of rows of these lengths."""
-        return self._deal(np.arange(len(lengths)), rank, lengths)
+        rows = np.arange(len(lengths))
+        return self._deal(rows, lengths, rank, self.micro_batch or max(1, self.global_batch // self.workers)) if len(rows) else []
 
-    def _deal(self, rows: Any, rank: int, lengths: Lengths | None = None) -> list[Sequence[int]]:
-        lengths = self.lengths if lengths is None else lengths
+    def _deal(self, rows: Any, lengths: Lengths, rank: int, most_rows: int) -> list[Sequence[int]]:
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        dealt = [self._passes(rows[other :: self.workers], lengths) for other in range(self.workers)]
-        return (dealt[rank] + [[]] * max(map(len, dealt)))[: max(map(len, dealt))]
-
-    def _passes(self, rows: Any, lengths: Lengths) -> list[Sequence[int]]:
-        """Rows, the longest first, cut into micro-batches."""
-        if self.micro_tokens is None:
-            return [rows[start : start + self.micro_batch].tolist() for start in range(0, len(rows), self.micro_batch)]
-        passes: list[Sequence[int]] = []
-        while len(rows):
-            fit = max(1, self.micro_tokens // max(1, int(lengths[rows[0]])))
-            passes.append(rows[:fit].tolist())
-            rows = rows[fit:]
-        return passes
+        costs = np.maximum(lengths[rows], 1)
+        most = self.micro_tokens or int(costs[0]) * most_rows
+        passes = -(-len(_cuts(costs, most, most_rows)) // self.workers)
+        low, high = int(costs[0]), most  # the least cost of a pass with which so many of them suffice
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(_cuts(costs, middle, most_rows)) <= passes * self.workers else (middle + 1, high)
+        starts = _cuts(costs, low, most_rows)
+        parts = [rows[start:end].tolist() for start, end in pairwise([*starts, len(rows)])]
+        parts += [[]] * (passes * self.workers - len(parts))
+        return parts[rank :: self.workers]
 
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_epoch", None) != epoch:
@@ -144,3 +145,12 @@ class Schedule:
             steps = part[np.argsort(-self.lengths[part], kind="stable")].reshape(-1, self.global_batch)
             made.append(random.permutation(steps).ravel())
         return np.concatenate([*made, order[whole:]])
+
+
+def _cuts(costs: Any, most: int, most_rows: int) -> list[int]:
+    """Where passes begin, each of at most `most_rows` rows and as long as rows × the longest is within `most`. `costs` fall."""
+    starts, start = [], 0
+    while start < len(costs):
+        starts.append(start)
+        start += min(most_rows, max(1, most // int(costs[start])))
+    return starts

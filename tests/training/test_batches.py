@@ -31,7 +31,15 @@ def test_the_order_depends_on_seed_and_epoch_only() -> None:
     assert Schedule(LENGTHS, 16, 2, 1, 4).step(7, 1) == Schedule(LENGTHS, 16, 2, 1, 4).step(7, 1)
     assert Schedule(LENGTHS, 16, 2, 1, 4).step(7, 1) != Schedule(LENGTHS, 16, 2, 2, 4).step(7, 1)
     one, two = Schedule(LENGTHS, 16, 1, 1), Schedule(LENGTHS, 16, 2, 1)
+    assert len(one.step(3, 0)) == len(two.step(3, 0)) == 1
     assert sorted(one.step(3, 0)[0]) == sorted([*two.step(3, 0)[0], *two.step(3, 1)[0]])  # whatever the number of workers
+
+
+def test_workers_compute_about_equally_much() -> None:
+    lengths = np.array([100, *[10] * 31])
+    long, short = (Schedule(lengths, 32, 2, 1).step(0, rank)[0] for rank in (0, 1))
+    assert max(len(part) * lengths[part].max() for part in (long, short)) < 0.25 * 16 * 100  # of halves with the long row in one
+    assert len(long) + len(short) == 32
 
 
 def test_a_token_budget_holds_and_like_lengths_go_together() -> None:
