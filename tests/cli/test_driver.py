@@ -19,7 +19,13 @@ from raybm.spec import JobSpec
 def drive_one(storage: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[Run], Any]) -> RunState:
     """Drive a job whose stages are `work`. The state it leaves."""
     data = {"sources": [{"kind": "jsonl", "path": "x.jsonl"}]}
-    job = {"name": "j", "task": {"kind": "text_classification"}, "model": {"ref": "s3://bucket/model"}, "data": data, "storage": str(storage)}
+    job = {
+        "name": "j",
+        "task": {"kind": "text_classification"},
+        "model": {"ref": "s3://bucket/model"},
+        "data": data,
+        "storage": str(storage),
+    }
     monkeypatch.setattr(runner, "run", lambda job, run, context, on_ray: work(run))
     try:
         drive(JobSpec.parse(job), None)
