@@ -31,6 +31,7 @@ from raybm.training.average import Average
 FOLDER = "checkpoints"
 MARKERS = f"{FOLDER}/committed"
 TAG = "state"
+LOCK_TIMEOUT_S = 1800.0
 AVERAGE = "average-{rank}.safetensors"
 
 
@@ -133,9 +134,11 @@ def _downloaded(storage: Storage, folder: str) -> Iterator[Path]:
     copy = cache_folder("checkpoints") / hashlib.sha256(f"{storage.uri}/{folder}".encode()).hexdigest()[:16]
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{copy}.lock"):
+        with FileLock(f"{copy}.lock", timeout=LOCK_TIMEOUT_S):
             if not copy.exists():
-                storage.download(folder, copy)
+                with tempfile.TemporaryDirectory(dir=copy.parent) as partial:  # a killed download leaves no copy
+                    storage.download(folder, Path(partial) / "whole")
+                    (Path(partial) / "whole").rename(copy)
         yield copy
         dist.barrier()
     finally:

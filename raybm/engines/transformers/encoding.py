@@ -21,13 +21,11 @@ Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (ro
 THRESHOLD = 0.5  # of the probability with which one label of several is given
 
 
-class Encoder:
-    """An encoder with its tokenizer; what its kinds share."""
+class Loaded:
+    """A model until it is let go; what engines that answer at once share."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
-        self.tokenizer, self.signature, self.max_batch = tokenizer, signature, max_batch
-        self.tokenizer.padding_side = "right"  # where the pooling looks for the first and the last token
-        self.tokenizing = threading.Lock()  # the Rust tokenizer keeps its truncation as state
+    def __init__(self, model: PreTrainedModel, signature: Signature, max_batch: int) -> None:
+        self.signature, self.max_batch = signature, max_batch
         self._model: PreTrainedModel | None = model
 
     @property
@@ -41,6 +39,16 @@ class Encoder:
 
     def close(self) -> None:
         self._model = None
+
+
+class Encoder(Loaded):
+    """An encoder with its tokenizer; what its kinds share."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, signature: Signature, max_batch: int) -> None:
+        super().__init__(model, signature, max_batch)
+        self.tokenizer = tokenizer
+        self.tokenizer.padding_side = "right"  # where the pooling looks for the first and the last token
+        self.tokenizing = threading.Lock()  # the Rust tokenizer keeps its truncation as state
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """`padded`, of texts."""

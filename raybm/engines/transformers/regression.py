@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from raybm.core.errors import DataError, RaybmError, UserError
+from raybm.core.errors import DataError, UserError
 from raybm.core.signature import Signature
-from raybm.engines.transformers.encoding import Encoder, text_of
+from raybm.engines.transformers.encoding import Encoder, Loaded, text_of
 from raybm.models.tabular import FILE, Columns
 
 
@@ -40,19 +40,12 @@ class TextRegressor(Encoder):
         return [answers[i] for i in range(len(rows))]
 
 
-class TableRegressor:
+class TableRegressor(Loaded):
     """A number for a row of a table (Predicts)."""
 
     def __init__(self, model: PreTrainedModel, columns: Columns, signature: Signature, max_batch: int) -> None:
-        self.model, self.columns, self.signature, self.max_batch = model, columns, signature, max_batch
-        self.closed = False
-
-    def check(self) -> None:
-        if self.closed:
-            raise RaybmError("the engine was closed.", remedy="Send the request again.")
-
-    def close(self) -> None:
-        self.closed = True
+        super().__init__(model, signature, max_batch)
+        self.columns = columns
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         self.check()

@@ -9,27 +9,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raybm.core.errors import RaybmError, UserError
+from raybm.core.errors import UserError
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Embeddings
+from raybm.engines.transformers.encoding import Loaded
 from raybm.models import dataurl
 from raybm.models.image_text import ImageTextProcessor
 from raybm.models.images import ImageProcessor
 
 
-class Vision:
+class Vision(Loaded):
     """A model of pictures; what its two kinds share."""
-
-    def __init__(self, model: PreTrainedModel, signature: Signature, max_batch: int) -> None:
-        self.model, self.signature, self.max_batch = model, signature, max_batch
-        self.closed = False
-
-    def check(self) -> None:
-        if self.closed:
-            raise RaybmError("the engine was closed.", remedy="Send the request again.")
-
-    def close(self) -> None:
-        self.closed = True
 
     def _pixels(self, images: ImageProcessor, urls: Sequence[tuple[int, object]]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Numbered data URLs in batches: their numbers, and what the model takes. Raises UserError with the number."""
