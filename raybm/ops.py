@@ -39,10 +39,12 @@ def is_built() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a process that runs DeepSpeed on CPUs. PATH only where ninja, which torch calls by name, lies beside this Python."""
+    """The variables of a process that runs DeepSpeed on CPUs. torch calls ninja by name, and one of another version compiles anew what is
+    there: the one beside this Python stands first in PATH."""
     variables = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(extensions_dir())}
-    if shutil.which("ninja") is None:
-        variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    beside, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
+    if shutil.which("ninja") is None or shutil.which("ninja", path=str(beside)):
+        variables["PATH"] = path if path.split(os.pathsep)[0] == str(beside) else f"{beside}{os.pathsep}{path}"
     return variables
 
 

@@ -150,3 +150,13 @@ def test_ninja_beside_python_is_found(tmp_path, monkeypatch):
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert environment["DS_ACCELERATOR"] == "cpu"
     assert environment["TORCH_EXTENSIONS_DIR"].startswith(str(tmp_path))
+
+
+def test_the_ninja_beside_python_comes_before_another(tmp_path, monkeypatch):
+    """Two versions in turn would compile the op anew each time."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "ninja").write_text("#!/bin/sh\n")
+    (other / "ninja").chmod(0o755)
+    monkeypatch.setenv("PATH", str(other))
+    assert ops.environment()["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), str(other)]
