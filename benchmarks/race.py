@@ -1,16 +1,19 @@
 """Training races: `raybm run` and bare loops of benchmarks/peers/ around the same model, rows and order, timed by windows of steps.
 
+Like runs against like: raybm's replicas (ZeRO stage 0) against peers that have DistributedDataParallel, its stage 2 against DeepSpeed's.
 A round runs every contender once, in turning order; a contender's time is the sum over the windows of the median over the
 rounds, without the first window, so that what else the machine did in one window does not count.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +30,50 @@ from raybm.training.zero import deepspeed_config
 
 WINDOW = 10  # steps; the default of train.log_every_steps
 SETTINGS = {"evaluate": None, "publish": None, "data.split.validation": 0, "train.log_every_steps": WINDOW}
-LOOPS = {"ddp_loop": "ddp.py", "deepspeed_loop": "deepspeed_loop.py"}
-TRAINER = {"hf_trainer": "trainer.py"}
+OURS = {"raybm": 0, "raybm_zero2": 2}  # ZeRO stages
 
 
-def measure(path: Path, place: Path, rounds: int, steps: int, peers: Mapping[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Peer:
+    script: str
+    against: str
+    """Which of OURS."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+LOOPS = {"ddp_loop": Peer("ddp.py", "raybm"), "deepspeed_loop": Peer("deepspeed_loop.py", "raybm_zero2")}
+SAME_MEMORY = {  # what is left of the difference when the peer asks for huge pages too, as raybm does on CPUs
+    "deepspeed_loop_huge_pages": dataclasses.replace(LOOPS["deepspeed_loop"], environment={"THP_MEM_ALLOC_ENABLE": "1"})
+}
+TRAINER = {"hf_trainer": Peer("trainer.py", "raybm")}
+
+
+def measure(path: Path, place: Path, rounds: int, steps: int, peers: Mapping[str, Peer]) -> dict[str, Any]:
     """One case: rounds of raybm and the peers. `vs_…` are ratios of tokens/s; `best_vs_…` takes each window's shortest time instead
     of its median, for a machine that others use."""
-    settings = SETTINGS | {"train.zero.stage": 2, "train.max_steps": steps}
-    done = common.run_job(path, place / "raybm", settings)  # what the peers start from; not timed
-    case = peer_case(path, settings, done)
+    settings = {name: SETTINGS | {"train.zero.stage": stage, "train.max_steps": steps} for name, stage in OURS.items()}
+    done = common.run_job(path, place / "raybm", settings["raybm_zero2"])  # what the peers start from; not timed
+    case = peer_case(path, settings["raybm_zero2"], done)
     (place / "case.json").write_text(json.dumps(case))
-    windows: dict[str, list[list[float]]] = {name: [] for name in ("raybm", *peers)}
+    windows: dict[str, list[list[float]]] = {name: [] for name in (*OURS, *peers)}
     losses: dict[str, list[float]] = {}
     for number in range(rounds):
         order = list(windows)
         for name in order[number % len(order) :] + order[: number % len(order)]:
-            if name == "raybm":
+            if name in OURS:
                 shutil.rmtree(place / "raybm" / "artifacts" / "train")
-                events = by_step(read_events(common.run_job(path, place / "raybm", settings) / "metrics.jsonl"), "train")
+                events = by_step(read_events(common.run_job(path, place / "raybm", settings[name]) / "metrics.jsonl"), "train")
                 seconds, losses[name] = [event["seconds"] for event in events], [event["loss"] for event in events]
             else:
-                answer = bare(peers[name], place / "case.json")
+                answer = bare(peers[name].script, place / "case.json", **peers[name].environment)
                 seconds, losses[name] = answer["windows"], answer["losses"]
             windows[name].append(seconds[1:])
             common.say(f"{path.stem} round {number + 1} {name}: {tokens_per_s(case, [seconds[1:]]):.0f} tokens/s")
     speeds = {name: tokens_per_s(case, timed) for name, timed in windows.items()}
     each = {name: common.spread([tokens_per_s(case, [one]) for one in timed]) for name, timed in windows.items()}
     best = {name: tokens_per_s(case, timed, min) for name, timed in windows.items()}
-    ratios = {f"vs_{peer}": round(speeds["raybm"] / speeds[peer], 4) for peer in peers}
-    ratios |= {f"best_vs_{peer}": round(best["raybm"] / best[peer], 4) for peer in peers}
+    ratios = {f"vs_{name}": round(speeds[peer.against] / speeds[name], 4) for name, peer in peers.items()}
+    ratios |= {f"best_vs_{name}": round(best[peer.against] / best[name], 4) for name, peer in peers.items()}
     return ratios | {"tokens_per_s": {name: round(speed, 1) for name, speed in speeds.items()}, "rounds": each, "losses": losses}
 
 
@@ -95,11 +112,14 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
     }
 
 
-def bare(script: str, case: Path) -> dict[str, list[float]]:
-    """A peer under torchrun, in raybm's own Python environment."""
+def bare(script: str, case: Path, **variables: str) -> dict[str, list[float]]:
+    """A peer under torchrun, in raybm's own Python environment, with the op that was compiled ahead but not raybm's other settings."""
     workers = json.loads(case.read_text())["workers"]
+    given = (
+        {name: value for name, value in ops.environment().items() if name != "THP_MEM_ALLOC_ENABLE"} | {"OMP_NUM_THREADS": "1"} | variables
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={workers}"]
-    out = common.run([*torchrun, common.ROOT / "benchmarks" / "peers" / script, case], OMP_NUM_THREADS="1", **ops.environment())
+    out = common.run([*torchrun, common.ROOT / "benchmarks" / "peers" / script, case], **given)
     answer: dict[str, list[float]] = json.loads(out.splitlines()[-1])
     return answer
 

@@ -1,11 +1,12 @@
 """What raybm's training costs over a bare loop: tokens/s of `raybm run` ÷ tokens/s of the peers in benchmarks/peers/.
 
 The peers are some 30 lines each around the same model, rows, order, AdamW, clipping and precision, two processes of one thread
-each, started by torchrun: DistributedDataParallel, and DeepSpeed with the very config that raybm gives it (ZeRO-2). All three
-are timed by windows of 10 steps without the first window, without validation and checkpoints. A round runs all three, in
-turning order; a contender's time is the sum over the windows of the median over the rounds, so that what else the machine did
-in one window does not count; `best_vs_…` under `cases` takes each window's shortest time instead of its median, for a
-machine that others use.
+each, started by torchrun: DistributedDataParallel, beside raybm's ZeRO stage 0, and DeepSpeed with the very config that raybm gives
+it, beside stage 2. All are timed by windows of 10 steps without the first window, without validation and checkpoints. A round
+runs all, in turning order; a contender's time is the sum over the windows of the median over the rounds, so that what else the
+machine did in one window does not count; `best_vs_…` under `cases` takes each window's shortest time instead of its median, for a
+machine that others use. raybm asks for huge pages on CPUs, which torchrun does not; `…_huge_pages` under `cases` is the DeepSpeed loop
+with them.
 
 Prints {"vs_ddp_loop", "vs_deepspeed_loop"}: the worse of the cases, an encoder (MiniLM on film reviews) and a small Llama from
 scratch; 1 is no cost, more is faster than the peer.
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import common
-from race import LOOPS, WINDOW, measure
+from race import LOOPS, SAME_MEMORY, WINDOW, measure
 
 CASES = {"encoder": "sentiment_minilm", "llama": "pretrain_tiny"}
 
@@ -37,7 +38,8 @@ def main() -> None:
     before = common.load()
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         cases = {
-            name: measure(common.JOBS / f"{CASES[name]}.yaml", Path(folder) / name, given.rounds, given.steps, LOOPS) for name in names
+            name: measure(common.JOBS / f"{CASES[name]}.yaml", Path(folder) / name, given.rounds, given.steps, LOOPS | SAME_MEMORY)
+            for name in names
         }
     common.report({f"vs_{peer}": min(case[f"vs_{peer}"] for case in cases.values()) for peer in LOOPS}, cases, before)
 

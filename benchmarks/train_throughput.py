@@ -1,7 +1,7 @@
 """raybm's training against bare loops and against transformers' Trainer, on CPUs: two workers of one thread each.
 
 Equal batches: the same model, rows and order for all (an encoder and a small Llama, as in train_overhead.py), with Trainer under DDP
-beside the bare loops. Useful tokens: real tokens a second, padding apart, each side as its documentation advises: raybm with
+beside the bare loops. Useful tokens: real tokens a second, padding apart, each side as its documentation advises: raybm with ZeRO stage 0,
 `length_buckets` and `micro_tokens` (SMS messages, MiniLM) or with packed rows (lines of Shakespeare, a small Llama), Trainer
 with padded batches drawn at random (its default) and grouped by length. A step holds the same rows on both sides, for the
 lines about as many real tokens. A round runs all in turning order; medians over the rounds.
@@ -62,7 +62,7 @@ def sms(path: Path) -> dict[str, Any]:
     job = yaml.safe_load((common.JOBS / "sentiment_minilm.yaml").read_text())
     source = {"kind": "tsv", "path": there(path), "header": False, "quoting": False, "columns": {"label": 0, "text": 1}}
     job |= {"name": "sms", "data": {"sources": [source], "split": {"test": 0, "validation": 0}}}
-    job["train"] = {"global_batch": 32, "lr": 1e-4, "length_buckets": True, "micro_tokens": 4096}
+    job["train"] = {"global_batch": 32, "lr": 1e-4, "length_buckets": True, "micro_tokens": 4096, "zero": {"stage": 0}}
     return job
 
 
@@ -73,6 +73,7 @@ def lines(path: Path) -> dict[str, Any]:
         "name": "lines",
         "data": {"sources": [{"kind": "text", "path": there(path), "unit": "line"}], "split": {"test": 0, "validation": 0}},
     }
+    job["train"]["zero"] = {"stage": 0}
     job["train"]["global_batch"] = 2 * STEP_TOKENS // job["model"]["max_length"]
     return job
 

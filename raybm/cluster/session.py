@@ -105,6 +105,7 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
                 _temp_dir=str(folder / "ray"),
             ) as ray,
         ):
+            ray._private.worker._global_node.kill_log_monitor(check_alive=False)  # 1% of a core, for drivers that want logs
             url = _dashboard_url(ray)
             with environment({"RAY_API_SERVER_ADDRESS": url} if url else {}):
                 yield Connection(ray.get_runtime_context().gcs_address, True, url, folder / "ray" / "session_latest" / "logs")

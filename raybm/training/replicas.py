@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 FILE = "replica.pt"
@@ -22,6 +23,7 @@ class Replicas(DistributedDataParallel):
             model,
             device_ids=[device] if device.type == "cuda" else None,
             find_unused_parameters=True,  # such as a pooler that the task's head passes by
+            broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),  # elsewhere buffers are constants
             gradient_as_bucket_view=True,
         )
         self.optimizer, self.max_norm = optimizer, clip_norm or float("inf")
@@ -37,7 +39,7 @@ class Replicas(DistributedDataParallel):
     def step(self) -> None:
         self.norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm).detach()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)  # the gradients lie in the buckets
+        self.optimizer.zero_grad()
 
     def get_global_grad_norm(self) -> torch.Tensor | None:
         return self.norm
