@@ -46,6 +46,8 @@ SAME_MEMORY = {  # what is left of the difference when the peer asks for huge pa
     "deepspeed_loop_huge_pages": dataclasses.replace(LOOPS["deepspeed_loop"], environment={"THP_MEM_ALLOC_ENABLE": "1"})
 }
 TRAINER = {"hf_trainer": Peer("trainer.py", "raybm")}
+CASES = {"encoder": ("sentiment_minilm", 40), "llama": ("pretrain_tiny", 200)}
+"""Jobs of jobs/, and steps that take some half a minute."""
 
 
 def measure(path: Path, place: Path, rounds: int, steps: int, peers: Mapping[str, Peer]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One honest score a task: every example job, by the command line, beside a simple model on the same split.
+"""One honest score a task: an example job of each, by the command line, beside a simple model on the same split.
 
 Classification, tags, spans, numbers, translations and retrieval are scored by the job's own evaluation, which trains the simple model
 on the same rows (a linear model, the most frequent tag, a table of words, TF-IDF). Language models are held against a bigram model
@@ -25,14 +25,29 @@ import yaml
 from raybm.tasks.batching import IGNORED
 
 FALLING = ("loss", "perplexity", "rmse", "mae")
+ONE_EACH = (
+    "pretrain_tiny",
+    "pretrain_masked",
+    "pronounce_words",
+    "dpo_smollm2",
+    "sentiment_minilm",
+    "ner_people_daily",
+    "qa_factbook",
+    "diamonds_mlp",
+    "embed_pairs",
+    "mnist_cnn",
+    "clip_digits",
+)
 LEFT_OUT = ("smoke", "compare_architectures")  # made-up rows; the same data as sentiment_minilm
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", action="append", help="Only this one of jobs/, without .yaml.")
+    parser.add_argument("--all", action="store_true", help="Every job of jobs/.")
     given = parser.parse_args()
-    names = given.job or [path.stem for path in sorted(common.JOBS.glob("*.yaml")) if path.stem not in LEFT_OUT]
+    every = [path.stem for path in sorted(common.JOBS.glob("*.yaml")) if path.stem not in LEFT_OUT]
+    names = given.job or (every if given.all else ONE_EACH)
     for name in names:
         common.require_data(common.JOBS / f"{name}.yaml")
     before, cases = common.load(), {}

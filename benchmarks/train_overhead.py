@@ -19,27 +19,26 @@ import tempfile
 from pathlib import Path
 
 import common
-from race import LOOPS, SAME_MEMORY, WINDOW, measure
-
-CASES = {"encoder": "sentiment_minilm", "llama": "pretrain_tiny"}
+from race import CASES, LOOPS, SAME_MEMORY, WINDOW, measure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help=f"Of each run, the first {WINDOW} of which are not counted.")
+    parser.add_argument("--steps", type=int, help=f"Of each run, the first {WINDOW} of which are not counted. Default: {CASES}.")
     parser.add_argument("--case", choices=CASES, action="append", help="Only this one.")
     given = parser.parse_args()
     names = given.case or list(CASES)
-    if given.steps % WINDOW or given.steps < 2 * WINDOW:
+    if given.steps and (given.steps % WINDOW or given.steps < 2 * WINDOW):
         parser.error(f"--steps: a multiple of {WINDOW}, two windows or more")
     for name in names:
-        common.require_data(common.JOBS / f"{CASES[name]}.yaml")
+        common.require_data(common.JOBS / f"{CASES[name][0]}.yaml")
     before = common.load()
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         cases = {
-            name: measure(common.JOBS / f"{CASES[name]}.yaml", Path(folder) / name, given.rounds, given.steps, LOOPS | SAME_MEMORY)
-            for name in names
+            name: measure(common.JOBS / f"{job}.yaml", Path(folder) / name, given.rounds, given.steps or steps, LOOPS | SAME_MEMORY)
+            for name, (job, steps) in CASES.items()
+            if name in names
         }
     common.report({f"vs_{peer}": min(case[f"vs_{peer}"] for case in cases.values()) for peer in LOOPS}, cases, before)
 

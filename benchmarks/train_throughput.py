@@ -24,11 +24,10 @@ import common
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from race import LOOPS, SETTINGS, TRAINER, WINDOW, bare, measure
+from race import CASES, LOOPS, SETTINGS, TRAINER, WINDOW, bare, measure
 
 from raybm.core.events import by_step, read_events
 
-EQUAL = {"encoder": "sentiment_minilm", "llama": "pretrain_tiny"}
 GROUPED = {"hf_trainer": "random", "hf_grouped": "group_by_length"}
 STEP_TOKENS = 2048  # of a worker, in the case of the lines
 
@@ -36,24 +35,27 @@ STEP_TOKENS = 2048  # of a worker, in the case of the lines
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help=f"Of each run, the first {WINDOW} of which are not counted.")
+    parser.add_argument("--steps", type=int, help=f"Of each run, the first {WINDOW} of which are not counted. Default: {CASES}, then 40.")
+    parser.add_argument("--part", choices=("equal", "useful"), help="Only these numbers.")
     parser.add_argument(
         "--data", type=Path, default=common.ROOT.parent / "shared" / "data", help="Folder with sms_spam and tinyshakespeare."
     )
     given = parser.parse_args()
     jobs = {"sms": sms(given.data / "sms_spam" / "SMSSpamCollection"), "text": lines(given.data / "tinyshakespeare" / "input.txt")}
-    for name in EQUAL.values():
+    for name, _ in CASES.values():
         common.require_data(common.JOBS / f"{name}.yaml")
-    before = common.load()
+    before, numbers, cases, peers = common.load(), dict[str, float](), dict[str, Any](), LOOPS | TRAINER
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         place = Path(folder)
-        peers = LOOPS | TRAINER
-        cases = {name: measure(common.JOBS / f"{job}.yaml", place / name, given.rounds, given.steps, peers) for name, job in EQUAL.items()}
-        for name, job in jobs.items():
-            (place / f"{name}.yaml").write_text(yaml.safe_dump(job))
-            cases[name] = useful(place / f"{name}.yaml", place / name, given.rounds, given.steps)
-    numbers = {f"vs_{peer}": min(cases[name][f"vs_{peer}"] for name in EQUAL) for peer in peers}
-    numbers |= {f"useful_tokens_{name}_vs_{peer}": cases[name][f"vs_{peer}"] for name in jobs for peer in GROUPED}
+        if given.part != "useful":
+            for name, (job, steps) in CASES.items():
+                cases[name] = measure(common.JOBS / f"{job}.yaml", place / name, given.rounds, given.steps or steps, peers)
+            numbers |= {f"vs_{peer}": min(cases[name][f"vs_{peer}"] for name in CASES) for peer in peers}
+        if given.part != "equal":
+            for name, spec in jobs.items():
+                (place / f"{name}.yaml").write_text(yaml.safe_dump(spec))
+                cases[name] = useful(place / f"{name}.yaml", place / name, given.rounds, given.steps or 40)
+            numbers |= {f"useful_tokens_{name}_vs_{peer}": cases[name][f"vs_{peer}"] for name in jobs for peer in GROUPED}
     common.report(numbers, cases, before)
 
 

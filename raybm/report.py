@@ -20,6 +20,7 @@ from raybm.core.events import FILE as METRICS
 from raybm.core.events import by_step, json_lines, read_events
 from raybm.core.runs import read_state, states
 from raybm.core.storage import Storage, open_storage
+from raybm.plan.units import size
 from raybm.stages.publish import check_gate
 
 FILE = "report.html"
@@ -30,7 +31,7 @@ MATRIX_MAX = 60  # classes; beyond, only the most frequent confusions are readab
 HEADLINES = ("macro_f1", "f1", "rmse", "chrf", "recall_at_1", "perplexity", "accuracy", "loss")
 NO_SHARES = ("loss", "perplexity", "rmse", "mae", "bleu", "chrf")
 SPLITS = ("train", "validation", "test")
-NAMES = {"f1": "F1", "lm": "LM"}
+NAMES = {"f1": "F1", "lm": "LM", "mfu": "FLOPs utilisation"}
 
 
 def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) -> Path:
@@ -128,6 +129,8 @@ def _charts(events: list[dict[str, Any]]) -> list[Markup]:
             ("grad_norm", "Gradient norm"),
             ("tokens_per_s", "Tokens/s"),
             ("padding", "Share of padding in what was computed"),
+            ("mfu", "Model FLOPs utilisation"),
+            ("data_wait", "Share of time that waits for rows"),
         )
     ]
     return [chart for chart in (*both, *alone) if chart]
@@ -285,9 +288,9 @@ def seconds(value: float) -> str:
 
 def short(count: int) -> str:
     """22713216 → 22.7M."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
+    for unit, many in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= many:
+            return f"{count / many:.1f}{unit}"
     return str(count)
 
 
@@ -300,5 +303,5 @@ def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, seconds=seconds, short=short, words=words)
+    environment.filters.update(number=number, seconds=seconds, short=short, words=words, size=size)
     return environment.get_template("report.html.j2")

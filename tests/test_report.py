@@ -76,6 +76,8 @@ def trained() -> Record:
             "validation": {"loss": 0.35, "accuracy": 0.86},
             "published_step": 250,
             "parameters": 22_700_000,
+            "mfu": 0.1249,
+            "profile": {"communication": 0.31, "weights": 90_852_864, "gradients": 0, "optimizer": 136_000_000, "peak": 1_400_000_000},
         },
     )
 
@@ -192,6 +194,10 @@ def test_the_page_shows_what_ran_and_what_came_out(tmp_path: Path) -> None:
         "torch 2.13.0",
         "1 min 23 s",
         "22.7M",
+        "What a step takes",
+        "90.9 MB",
+        "31 % of its time",
+        "12.5 %",
     ):
         assert said in page.text, said
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]

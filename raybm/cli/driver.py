@@ -21,6 +21,7 @@ from raybm.core.events import Events
 from raybm.core.runs import Run
 from raybm.core.storage import Storage, open_storage
 from raybm.spec.job import JobSpec
+from raybm.tracking import tracked
 
 log = logging.getLogger("raybm")
 DATA_CPUS = 1.0  # beside the workers: Ray Data's tasks, and the evaluation's actor
@@ -33,16 +34,17 @@ def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
     run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
     records: dict[str, Record] = {}
     with _log_file(run), _terminated_as_interrupted(), Display(run.id) as display:
-        events = Events(run.folder, [display.event])
 
         def progress(text: str) -> None:
             log.info(text)
             display.line(text)
 
-        context = Context(job.canonical(), job.name, root, job.resources, run.folder, events, progress)
         try:
             progress(f"run {run.id}, files in {run.storage.uri}")
-            records = runner.run(job, run, context, lambda: _on_ray(job, address, progress))
+            with tracked(job.tracking, run.id, job.canonical(), run.folder) as listeners:
+                events = Events(run.folder, [display.event, *listeners])
+                context = Context(job.canonical(), job.name, root, job.resources, run.folder, events, progress)
+                records = runner.run(job, run, context, lambda: _on_ray(job, address, progress))
         except BaseException as error:
             _failed(run, job, root, error, progress)
             raise

@@ -22,7 +22,7 @@ class Context:
     resources: Any
     """The spec's `resources`: where work is placed, which does not change what it computes."""
     run_dir: Path
-    """Local folder of the run: metrics.jsonl, tensorboard/, report.html."""
+    """Local folder of the run: metrics.jsonl, report.html."""
     events: Events
     progress: Callable[[str], None]
     """One line to a person."""

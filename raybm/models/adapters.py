@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -61,6 +63,36 @@ def tuner(model: Any, spec: LoraSpec) -> Any:
     for head in heads:
         head.requires_grad_(True)
     return handle
+
+
+def quantization(spec: LoraSpec | None, skeleton: Callable[[], Any]) -> dict[str, Any]:
+    """What `from_pretrained` is to be told to load the weights quantised; nothing where they are not to be. `skeleton()`: such a model
+    without weights, whose heads stay as they are. Raises UserError."""
+    if spec is None or spec.quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "bitsandbytes is not installed.", where="model.lora.quantize", remedy="Run: pip install 'raybm[quantized]', or drop it."
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    with torch.device("meta"):
+        model = skeleton()
+    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    kind = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}[spec.quantize]
+    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=heads, **kind)}
+
+
+def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict[str, Any]]:
+    """The plain `model` with the trained adapters of `state` in its weights, and its weights. Quantised ones are passed over: the model's
+    own take their place."""
+    handle = tuner(model, spec)
+    own = model.state_dict()
+    trained = {name: value for name, value in state.items() if name in own and value.is_floating_point() and value.shape == own[name].shape}
+    model.load_state_dict(trained, strict=spec.quantize is None)
+    plain = handle.merge_and_unload()
+    return plain, plain.state_dict()
 
 
 def _set_dropout(model: Any, share: float) -> None:

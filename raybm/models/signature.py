@@ -92,6 +92,13 @@ def positions(folder: Path) -> int | None:
     return _positions(_json(folder / "config.json") or {})
 
 
+def embedded_tokens(folder: Path) -> int | None:
+    """Tokens that the model in `folder` has embeddings for; None where its config does not say."""
+    config = _json(folder / "config.json") or {}
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
 def _positions(config: dict[str, Any]) -> int | None:
     config = {**(config.get("text_config") or {}), **config}  # CLIP's, of its texts
     stated = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")]

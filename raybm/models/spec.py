@@ -73,6 +73,9 @@ class LoraSpec(Spec):
     """Before the adapters, in training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Ends of the names of the layers that get adapters, such as [q_proj, v_proj]."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the weights that adapters are put on in 4 bit (QLoRA, Dettmers et al. 2023, arXiv:2305.14314) or 8 bit while training, below
+    ZeRO stage 3; the adapters are merged into the weights as they were. Wants the extra `quantized`."""
 
 
 class ModelSpec(Spec):

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from raybm.core.errors import DataError, Unsupported, UserError
 from raybm.models import chat
+from raybm.models.checks import check
 from raybm.models.references import resolve
-from raybm.models.signature import infer_signature, positions
+from raybm.models.signature import embedded_tokens, infer_signature
 from raybm.models.spec import ModelSpec, TokenizerSpec
 
 if TYPE_CHECKING:
@@ -52,10 +53,7 @@ def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iter
     from transformers import AutoTokenizer
 
     folder = resolve(spec.ref, storage)
-    if (limit := positions(folder)) is not None and spec.max_length > limit:
-        raise UserError(
-            f"{spec.max_length} is more than the {limit} tokens that the model takes.", where="model.max_length", remedy="Lower it."
-        )
+    check(spec, folder)  # a model that had yet to be fetched
     try:
         own: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError) as error:  # no tokenizer files, or one that comes as code
@@ -63,6 +61,9 @@ def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iter
         raise Unsupported(
             what, where=spec.ref, remedy="The folder needs tokenizer.json; code that comes with a model is never run."
         ) from error
+    if (known := embedded_tokens(folder)) is not None and len(own) > known:
+        what = f"the tokenizer has {len(own)} tokens, and the model knows {known}: it is not this model's."
+        raise UserError(what, where="model.ref", remedy="Put the tokenizer that the model was trained with into its folder.")
     own.model_max_length = spec.max_length
     if own.pad_token is None:
         own.pad_token = own.eos_token

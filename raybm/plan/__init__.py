@@ -24,7 +24,7 @@ from raybm.plan.choice import Option, Row
 from raybm.plan.devices import DEVICES, NAMES, Device, by_accelerator, cpu
 from raybm.plan.files import Disk, disk, steps
 from raybm.plan.fitting import refuse, resolve_auto
-from raybm.plan.job import device_of, measure, micro_batch, setup_of
+from raybm.plan.job import device_of, measure, micro_batch, samples, setup_of
 from raybm.plan.memory import Offload, deepspeed_estimate
 from raybm.plan.units import size
 from raybm.plan.words import summary, table
@@ -100,7 +100,7 @@ def plan(job: JobSpec, storage: Storage, workers: int | None = None, device: Dev
         remedy = "Fetch it first, or describe it as `ref: scratch:MODEL_TYPE` with its `config`."
         raise NotFound("the model is not on this machine yet, so its shape is not known.", where=job.model.ref, remedy=remedy)
     shape, row, counted = measured
-    setup, share, room = setup_of(job, ranks, device.name != "cpu"), math.ceil(job.train.global_batch / ranks), choice.usable(device)
+    setup, share, room = setup_of(job, ranks, device.name != "cpu"), math.ceil(samples(job) / ranks), choice.usable(device)
     options = choice.options(shape, row, setup, share, device, room)
     own = None if job.train.zero.stage == "auto" else choice.option(shape, row, setup, micro_batch(job, share), share, device, room)
     return Plan(

@@ -20,21 +20,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from raybm.models.adapters import adapt
+from raybm.models.flops import ATTENTION
 from raybm.models.shapes import Shape, counted
 from raybm.models.spec import ModelSpec
 from raybm.tasks.batching import IGNORED
 from raybm.tasks.protocol import Batch, Task
 
 log = logging.getLogger(__name__)
-_ATTENTION = {  # what PyTorch's own table lacks
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, query, key, value, *_, **__: (
-        sdpa_backward_flop_count(gradient, query, key, value)
-    ),
-}
 ROWS = (16, 32)  # counted, for what one more takes; with fewer another moment may be the peak, when it is a large gradient that counts
 ANY_TOKEN = 5
 GROWTH = 1.02  # of a peak over the last one, for which it is worth to look
@@ -135,7 +130,7 @@ def _row(length: int) -> dict[str, Any]:
 
 
 def _pass(task: Task, model: torch.nn.Module, batch: Batch, chosen: float, fake: FakeTensorMode) -> SimpleNamespace:
-    counter, live = FlopCounterMode(display=False, custom_mapping=_ATTENTION), _Live(model, chosen)
+    counter, live = FlopCounterMode(display=False, custom_mapping=ATTENTION), _Live(model, chosen)
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
     with live, counter, _collecting():
         with Saved(model) as saved:

@@ -11,7 +11,7 @@ from raybm.models.shapes import shape as shape_of
 from raybm.plan import choice
 from raybm.plan.choice import Option, Row
 from raybm.plan.devices import DEVICES, Device, by_accelerator, cpu
-from raybm.plan.job import device_of, measure, micro_batch, row_by_formula, setup_of
+from raybm.plan.job import device_of, measure, micro_batch, row_by_formula, samples, setup_of
 from raybm.plan.memory import Setup
 from raybm.plan.units import size
 from raybm.spec.job import JobSpec
@@ -27,7 +27,7 @@ def refuse(job: JobSpec, storage: Storage, memory_bytes: int | None) -> None:
     rows are packed to that length. A micro-batch of padded rows is mostly shorter; `raybm plan` warns of it."""
     if memory_bytes is None or (quick := shape_of(job.model, storage)) is None:
         return
-    share = -(-job.train.global_batch // job.resources.workers)
+    share = -(-samples(job) // job.resources.workers)
     certain = micro_batch(job, share) if job.task.kind == "causal_lm" else 1
     device = _device(job)
     room = choice.usable(device, memory_bytes)
@@ -84,7 +84,7 @@ def resolve_auto(job: JobSpec, storage: Storage, memory_bytes: int | None = None
         what = "the stage is to follow from the model, which is not on this machine yet."
         raise PlacementError(what, where="train.zero.stage", remedy="Fetch it first, or name a stage.")
     shape, row, _ = measured
-    share = job.train.global_batch // job.resources.workers
+    share = samples(job) // job.resources.workers
     setup = setup_of(job, job.resources.workers, job.resources.gpus_per_worker > 0)
     tried = [setup for setup in (replace(setup, stage=stage) for stage in (0, 1, 2, 3)) if _allowed(setup)]
     given = micro_batch(job, share) if job.train.micro_batch or job.train.micro_tokens else None

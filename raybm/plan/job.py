@@ -56,6 +56,13 @@ def setup_of(job: JobSpec, ranks: int, on_gpu: bool) -> Setup:
     )
 
 
+def samples(job: JobSpec) -> int:
+    """Of an optimiser step; of one in tokens, as many as there are at their longest."""
+    if job.train.global_tokens:
+        return max(1, job.train.global_tokens // job.model.max_length)
+    return job.train.global_batch
+
+
 def micro_batch(job: JobSpec, share: int) -> int:
     """Samples of a forward pass, out of `share` a step; with `micro_tokens` as many as fit at their longest."""
     train = job.train

@@ -10,7 +10,7 @@ from raybm.core.storage import Storage
 from raybm.models.shapes import shape as shape_of
 from raybm.plan.choice import Option, in_words, usable
 from raybm.plan.files import CHECKPOINTS, Disk, disk
-from raybm.plan.job import each_of, micro_batch, row_by_formula, setup_of
+from raybm.plan.job import each_of, micro_batch, row_by_formula, samples, setup_of
 from raybm.plan.memory import PROCESS_BYTES, memory
 from raybm.plan.units import counted, duration, size
 from raybm.spec.job import JobSpec
@@ -28,7 +28,7 @@ def summary(job: JobSpec, storage: Storage) -> list[str]:
     if shape is None:
         return [f"{job.model.ref} is not on this machine yet: memory and disk are known once it is."]
     ranks = job.resources.workers
-    rows = micro_batch(job, -(-job.train.global_batch // ranks))
+    rows = micro_batch(job, -(-samples(job) // ranks))
     row = row_by_formula(job, shape)
     use = memory(shape, setup_of(job, ranks, job.resources.gpus_per_worker > 0), row.bytes_of(rows))
     parts = {"weights": use.weights, "gradients": use.gradients, "optimiser": use.optimizer, "buffers": use.buffers}

@@ -15,6 +15,7 @@ from raybm.data.normalize import Normalize
 from raybm.models.spec import ModelSpec
 from raybm.spec.train import EarlyStopping, TrainSpec, ZeroSpec
 from raybm.tasks import TaskSpec
+from raybm.tracking import TrackerSpec
 
 
 class Resources(Spec):
@@ -111,6 +112,8 @@ class JobSpec(Spec):
     storage: str = "~/.raybm"
     """Where runs, artifacts and the registry live: a folder that all nodes see, or s3://bucket/prefix."""
     resources: Resources = Resources()
+    tracking: tuple[TrackerSpec, ...] = ()
+    """Experiment trackers that get the run's numbers, beside TensorBoard's files, which are always written."""
     task: TaskSpec
     """What is learned, from which columns."""
     model: ModelSpec
@@ -120,8 +123,12 @@ class JobSpec(Spec):
     publish: PublishSpec | None = None
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(("train.global_batch", "train.micro_batch", "train.micro_tokens", "resources.workers"), lambda *values: _batches(*values)),
+        Check(
+            ("train.global_batch", "train.global_tokens", "train.micro_batch", "train.micro_tokens", "resources.workers"),
+            lambda *values: _batches(*values),
+        ),
         Check(("train.micro_tokens", "model.max_length"), lambda *values: _micro_tokens(*values)),
+        Check(("train.global_tokens", "model.max_length", "resources.workers", "task"), lambda *values: _global_tokens(*values)),
         Check(("model.tokenizer", "model.ref", "task"), lambda *values: _tokenizer(*values)),
         Check(("model.image", "model.ref", "task"), lambda *values: _image(*values)),
         Check(("model.ref", "task"), lambda *values: _reference(*values)),
@@ -130,13 +137,19 @@ class JobSpec(Spec):
         Check(("data.sources", "data.steps", "task"), lambda *values: _columns(*values)),
         Check(("train.precision", "train.zero", "resources.gpus_per_worker"), lambda *values: _gpus(*values)),
         Check(("train.early_stopping", "task"), lambda *values: _stopping(*values)),
+        Check(
+            ("model.lora.quantize", "train.zero.stage"),
+            lambda kind, stage: (
+                (f"ZeRO stage 3 cannot shard {kind} weights.", "Use zero.stage 0, 1 or 2.") if kind and stage in (3, "auto") else None
+            ),
+        ),
         Check(("data.split.validation", "data.sources", "train.early_stopping"), lambda *values: _validation(*values)),
         Check(("storage",), lambda storage: _storage(storage)),
     )
 
 
-def _batches(total: int, micro: int | None, tokens: int | None, workers: int) -> tuple[str, str] | None:
-    if tokens is None and total % (workers * (micro or 1)):
+def _batches(total: int, in_tokens: int | None, micro: int | None, tokens: int | None, workers: int) -> tuple[str, str] | None:
+    if in_tokens is None and tokens is None and total % (workers * (micro or 1)):
         what = f"{total} samples cannot be dealt to {workers} workers" + (f" in micro-batches of {micro}." if micro else ".")
         unit = workers * (micro or 1)
         return what, f"Use a multiple of {unit}, such as {max(unit, round(total / unit) * unit)}."
@@ -146,6 +159,16 @@ def _batches(total: int, micro: int | None, tokens: int | None, workers: int) ->
 def _micro_tokens(tokens: int | None, longest: int) -> tuple[str, str] | None:
     if tokens is not None and tokens < longest:
         return f"a row of {longest} tokens does not fit into {tokens}.", "Raise train.micro_tokens or lower model.max_length."
+    return None
+
+
+def _global_tokens(tokens: int | None, longest: int, workers: int, task: TaskSpec) -> tuple[str, str] | None:
+    if tokens is None:
+        return None
+    if task.INPUT not in ("text", "image_text"):
+        return f"{task.kind} has rows without tokens.", "Use train.global_batch."
+    if tokens < longest * workers:
+        return f"{workers} workers with a row of {longest} tokens each make more than {tokens}.", f"Use {longest * workers} or more."
     return None
 
 

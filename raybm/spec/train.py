@@ -78,6 +78,8 @@ class TrainSpec(Spec):
     """Optimiser steps; overrides `epochs`."""
     global_batch: PositiveInt = 32
     """Samples an optimiser step, over all workers and accumulation."""
+    global_tokens: PositiveInt | None = None
+    """Tokens an optimiser step, padding apart, as near as whole rows come; overrides `global_batch`."""
     micro_batch: PositiveInt | None = None
     """Samples a forward pass on one worker at most. Default: a step is one pass on each worker, dealt so that they compute about
     equally much, padding included."""

@@ -89,6 +89,8 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     out.storage.write("evaluation.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
     _write_predictions(out, tallies)
     _tell(view, result, context)
+    for split, scores in scored.items():
+        context.events.emit("evaluate", split=split, **_numbers(scores))
     metrics = _numbers(result.get("test", {})) | {"slices": {name: _numbers(scores) for name, scores in result["slices"].items()}}
     return metrics | ({"baseline": _numbers(result["baseline"].get("test", {}))} if "baseline" in result else {})
 

@@ -13,12 +13,13 @@ from typing import Any, TypeVar, cast
 import ray
 from pydantic import PositiveInt
 
+from raybm import plan
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
 from raybm.core.errors import RaybmError, StorageError, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
-from raybm.models.spec import LoraSpec, ModelSpec
+from raybm.models.spec import ModelSpec
 from raybm.spec.train import TrainSpec
 from raybm.tasks import TaskSpec
 
@@ -47,7 +48,9 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raybm.training import checkpoint
+    from raybm.training.batches import check_batch
 
+    check_batch(inputs["prepare"], view.train)
     resources = context.resources
     on_gpu = resources.gpus_per_worker > 0
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -62,6 +65,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
             "storage": context.storage,
             "dataset": context.records["prepare"].metrics,
             "sink": sink,
+            "peak_flops": _peak_flops(view, resources),
         },
         scaling_config=ScalingConfig(
             num_workers=view.workers,
@@ -84,6 +88,16 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     checkpoint.sweep(out.storage)
     out.storage.delete("ray_train")
     return summary
+
+
+def _peak_flops(view: View, resources: Any) -> float | None:
+    """Of what a rank runs on; None for a GPU whose kind is not known."""
+    if not resources.gpus_per_worker:
+        return plan.cpu(resources.cpus_per_worker, view.workers).fp32
+    device = plan.by_accelerator(resources.accelerator_type)
+    if device is None:
+        return None
+    return min(1.0, float(resources.gpus_per_worker)) * (device.fp32 if view.train.precision == "fp32" else device.bf16)
 
 
 def _cause(error: BaseException, storage: Storage) -> RaybmError:
@@ -126,10 +140,8 @@ class EventSink:
 
 
 def _fit(trainer: Any, sink: Any, context: Context) -> None:
-    """Run the trainer in a thread of its own, for this one to bring the ranks' events to metrics.jsonl and TensorBoard,
-    and so that Ctrl-C reaches us and not Ray's own handler."""
-    from torch.utils.tensorboard import SummaryWriter
-
+    """Run the trainer in a thread of its own, for this one to bring the ranks' events to the run's, and so that Ctrl-C reaches us and
+    not Ray's own handler."""
     failures: list[BaseException] = []
 
     def fit() -> None:
@@ -140,17 +152,10 @@ def _fit(trainer: Any, sink: Any, context: Context) -> None:
 
     thread = threading.Thread(target=fit, name="raybm-fit", daemon=True)
     thread.start()
-    board = SummaryWriter(str(context.run_dir / "tensorboard"))
-    try:
-        while thread.is_alive():
-            thread.join(timeout=POLL_S)
-            for kind, fields in ray.get(sink.drain.remote(), timeout=60):
-                context.events.emit(kind, **fields)
-                for name, value in fields.items():
-                    if name != "step" and isinstance(value, int | float):
-                        board.add_scalar(f"{kind}/{name}", value, fields["step"])
-    finally:
-        board.close()
+    while thread.is_alive():
+        thread.join(timeout=POLL_S)
+        for kind, fields in ray.get(sink.drain.remote(), timeout=60):
+            context.events.emit(kind, **fields)
     if failures:
         raise _cause(failures[0], context.storage) from failures[0]
 
@@ -175,7 +180,7 @@ def _rank(config: dict[str, Any]) -> None:
 
     from raybm import ops
     from raybm.models import processors
-    from raybm.models.adapters import adapt
+    from raybm.models.adapters import adapt, merged, quantization
     from raybm.training import loop, zero
     from raybm.training.batches import open_rows
 
@@ -193,7 +198,8 @@ def _rank(config: dict[str, Any]) -> None:
     start = _agreed(lambda: _start(view, dataset["config"], config["storage"]))
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
     with zero.sharded_from_the_start(view.train, view.workers, device.type):
-        model = task.model(*start, dataset["labels"], processor)
+        quantised = quantization(view.model.lora, lambda: task.model(None, _config(start[0]) | start[1], dataset["labels"], processor))
+        model = task.model(start[0], start[1] | quantised, dataset["labels"], processor)
     published = task.published(model)
     adapt(published, view.model)
     model.to(device)
@@ -203,7 +209,7 @@ def _rank(config: dict[str, Any]) -> None:
         if rank == 0:
             sink.push.remote(kind, fields)
 
-    engine, summary = loop.train(task, model, processor, splits, view.train, view.seed, out.storage, emit)
+    engine, summary = loop.train(task, model, processor, splits, view.train, view.seed, out.storage, emit, config["peak_flops"])
     state = loop.export(engine, published)
     if state is not None:
         if view.model.lora is not None:
@@ -225,6 +231,12 @@ def _start(view: View, learnt: Mapping[str, Any], storage: Storage) -> tuple[Pat
     return resolve(view.model.ref, storage), dict(learnt)
 
 
+def _config(folder: Path | None) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    return {} if folder is None else dict(AutoConfig.from_pretrained(folder).to_dict())
+
+
 def _agreed(work: Callable[[], T]) -> T:
     """What `work` gives on this rank, once it went well on all; else the first rank's error on all, so that none waits for another
     that has left. Collective."""
@@ -242,16 +254,6 @@ def _agreed(work: Callable[[], T]) -> T:
         if failed is not None:
             raise failed
     return cast(T, made)
-
-
-def merged(model: Any, state: dict[str, Any], lora: LoraSpec) -> tuple[Any, dict[str, Any]]:
-    """The plain model with the trained adapters in its weights."""
-    from raybm.models.adapters import tuner
-
-    handle = tuner(model, lora)
-    model.load_state_dict(state)
-    plain = handle.merge_and_unload()
-    return plain, plain.state_dict()
 
 
 def _save(model: Any, state: dict[str, Any], processor: Any, signature: Any, storage: Storage) -> None:

@@ -1,4 +1,4 @@
-"""Padding, shared by the tasks that take token ids."""
+"""Padding and cross-entropy, shared by the tasks that take token ids."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from raybm.tasks.protocol import Batch, LossSum, Row
 
 IGNORED = -100  # the label that no loss counts (PyTorch's cross_entropy default)
 
@@ -20,3 +23,17 @@ def pad(rows: Sequence[Any], value: int) -> tuple[torch.Tensor, torch.Tensor]:
         filled[index, : len(row)] = row
         mask[index, : len(row)] = 1
     return torch.from_numpy(filled), torch.from_numpy(mask)
+
+
+def labelled(rows: Sequence[Row], filler: int) -> Batch:
+    """Rows with as many `labels` as they like beside their `input_ids`, padded by `filler` and by IGNORED, with the mask."""
+    ids, mask = pad([row["input_ids"] for row in rows], filler)
+    labels, _ = pad([row["labels"] for row in rows], IGNORED)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> LossSum:
+    """Logits (..., classes), labels (...); those that are IGNORED count neither for the loss nor as right."""
+    logits, labels = logits.float().reshape(-1, logits.shape[-1]), labels.flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    return LossSum(total, (logits.detach().argmax(-1) == labels).sum())

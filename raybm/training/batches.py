@@ -7,9 +7,11 @@ Rows are read from Arrow files that the ranks of a node share through the page c
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ from filelock import FileLock
 
 from raybm.core.artifact import Artifact
 from raybm.core.cache import cache_folder
+from raybm.core.errors import UserError
+from raybm.core.storage import Storage, arrow_errors
+from raybm.spec.train import TrainSpec
 
 LOCK_TIMEOUT_S = 1800.0
+BATCH_ROWS = 16384  # that are in memory at once while the file is made
 BUCKET_STEPS = 50  # whose rows are sorted by length together (as transformers' group_by_length)
 
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
@@ -34,46 +40,75 @@ class Rows:
         self.path = path
 
     @cached_property
-    def _columns(self) -> dict[str, tuple[Any, Any]]:
-        table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
-        columns = {}
-        for name in table.column_names:
-            chunks = table[name].chunks  # one, as `open_rows` writes it; none where there are no rows
-            lists = chunks[0] if chunks else pa.array([], table[name].type)
-            columns[name] = (lists.offsets.to_numpy(), lists.values.to_numpy())
-        return columns
+    def _batches(self) -> list[dict[str, tuple[Any, Any]]]:
+        """Offsets and values of every column, batch by batch as `open_rows` wrote them."""
+        with pa.ipc.open_file(pa.memory_map(str(self.path))) as file:
+            batches = [file.get_batch(place) for place in range(file.num_record_batches)]
+        return [{name: (batch[name].offsets.to_numpy(), batch[name].values.to_numpy()) for name in batch.schema.names} for batch in batches]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of every batch, and the number of all."""
+        return [0, *accumulate(len(next(iter(batch.values()))[0]) - 1 for batch in self._batches)]
 
     def __len__(self) -> int:
-        return max((len(offsets) - 1 for offsets, _ in self._columns.values()), default=0)
+        return self._starts[-1]
 
     @cached_property
     def lengths(self) -> Lengths:
         """Tokens of each row; 1 where rows are no sequences."""
-        if "input_ids" not in self._columns:
+        if not self._batches or "input_ids" not in self._batches[0]:
             return np.ones(len(self), np.int64)
-        lengths: Lengths = np.diff(self._columns["input_ids"][0]).astype(np.int64)
+        lengths: Lengths = np.concatenate([np.diff(batch["input_ids"][0]) for batch in self._batches]).astype(np.int64)
         return lengths
 
     def take(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [{name: values[offsets[i] : offsets[i + 1]] for name, (offsets, values) in self._columns.items()} for i in indices]
+        return [self._row(int(index)) for index in indices]
+
+    def _row(self, index: int) -> dict[str, Any]:
+        batch = bisect_right(self._starts, index) - 1
+        place = index - self._starts[batch]
+        return {name: values[offsets[place] : offsets[place + 1]] for name, (offsets, values) in self._batches[batch].items()}
 
 
 def open_rows(prepared: Artifact, split: str) -> Rows:
-    """The split's Parquet as one Arrow file on this node, made by the first rank that comes."""
+    """The split's Parquet as one Arrow file on this node, made by the first rank that comes, batch by batch."""
     target = cache_folder("rows") / f"{prepared.key}-{split}.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", timeout=LOCK_TIMEOUT_S):
         if not target.exists():
-            filesystem, folder = prepared.storage.arrow(f"encoded/{split}")
-            table = pq.read_table(folder, filesystem=filesystem) if prepared.storage.keys(f"encoded/{split}") else pa.table({})
-            lists = pa.table(
-                {name: table[name].combine_chunks().cast(pa.large_list(table[name].type.value_type)) for name in table.schema.names}
-            )
             partial = target.with_suffix(".partial")
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, lists.schema) as writer:
-                writer.write_table(lists.combine_chunks())
+            _write(partial, prepared.storage, prepared.storage.keys(f"encoded/{split}"))
             partial.rename(target)
     return Rows(target)
+
+
+def check_batch(prepared: Artifact, train: TrainSpec) -> None:
+    """Raises UserError for a batch that the training split cannot fill."""
+    storage, rows = prepared.storage, 0
+    for key in storage.keys("encoded/train"):
+        filesystem, path = storage.arrow(key)
+        with arrow_errors(f"{storage.uri}/{key}"), filesystem.open_input_file(path) as file:
+            rows += pq.ParquetFile(file).metadata.num_rows
+    if rows < train.global_batch and not train.global_tokens:
+        what = f"{train.global_batch} is more than the {rows} sequences of the training split."
+        raise UserError(what, where="train.global_batch", remedy="Lower it, or add data.")
+
+
+def _write(target: Path, storage: Storage, keys: Sequence[str]) -> None:
+    with ExitStack() as held:
+        sink, writer = held.enter_context(pa.OSFile(str(target), "wb")), None
+        for key in sorted(keys):
+            filesystem, path = storage.arrow(key)
+            with arrow_errors(f"{storage.uri}/{key}"), filesystem.open_input_file(path) as file:
+                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
+                    lists = pa.record_batch(
+                        {name: batch[name].cast(pa.large_list(batch[name].type.value_type)) for name in batch.schema.names}
+                    )
+                    writer = writer or held.enter_context(pa.ipc.new_file(sink, lists.schema))
+                    writer.write_batch(lists)
+        if writer is None:
+            held.enter_context(pa.ipc.new_file(sink, pa.schema([])))
 
 
 class Schedule:
@@ -93,10 +128,21 @@ class Schedule:
         micro_batch: int | None = None,
         micro_tokens: int | None = None,
         buckets: bool = False,
+        global_tokens: int | None = None,
     ) -> None:
-        self.lengths, self.global_batch, self.workers, self.seed, self.buckets = lengths, global_batch, workers, seed, buckets
-        self.micro_batch, self.micro_tokens = micro_batch, micro_tokens
-        self.steps_per_epoch = math.ceil(len(lengths) / global_batch)
+        self.lengths, self.workers, self.seed, self.buckets = lengths, workers, seed, buckets
+        self.micro_batch, self.micro_tokens, self.global_tokens = micro_batch, micro_tokens, global_tokens
+        if global_tokens:
+            self.steps_per_epoch = math.ceil(int(lengths.sum()) / global_tokens)
+            self.global_batch = math.ceil(len(lengths) / max(1, self.steps_per_epoch))  # rows, in the mean
+        else:
+            self.steps_per_epoch, self.global_batch = math.ceil(len(lengths) / global_batch), global_batch
+
+    @classmethod
+    def of(cls, train: TrainSpec, lengths: Lengths, workers: int, seed: int) -> Schedule:
+        return cls(
+            lengths, train.global_batch, workers, seed, train.micro_batch, train.micro_tokens, train.length_buckets, train.global_tokens
+        )
 
     def total_steps(self, epochs: float, max_steps: int | None) -> int:
         return max_steps or max(1, math.ceil(epochs * self.steps_per_epoch))
@@ -105,7 +151,7 @@ class Schedule:
         """The rank's micro-batches of a step, as row indices. All ranks have the same number of them; where rows do not suffice
         (the last batch of an epoch), some are empty."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        rows = self._order(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
+        rows = self._steps(epoch)[place]
         return self._deal(rows, self.lengths, rank, self.micro_batch or len(rows))
 
     def everything(self, lengths: Lengths, rank: int) -> list[Sequence[int]]:
@@ -127,24 +173,30 @@ class Schedule:
         parts += [[]] * (passes * self.workers - len(parts))
         return parts[rank :: self.workers]
 
-    def _order(self, epoch: int) -> Any:
+    def _steps(self, epoch: int) -> list[Any]:
+        """The rows of each step of an epoch. With buckets, rows of like length in one step: windows of BUCKET_STEPS steps are sorted,
+        then their steps shuffled. A last, smaller batch stays last."""
         if getattr(self, "_epoch", None) != epoch:
             random = np.random.default_rng([self.seed, epoch])
             order = random.permutation(len(self.lengths))
-            self._epoch, self._permutation = epoch, self._bucketed(order, random) if self.buckets else order
-        return self._permutation
+            if self.buckets:
+                windows = np.split(order, range(BUCKET_STEPS * self.global_batch, len(order), BUCKET_STEPS * self.global_batch))
+                order = np.concatenate([window[np.argsort(-self.lengths[window], kind="stable")] for window in windows])
+            steps = np.split(order, self._ends(order))
+            if self.buckets:
+                whole = range(0, len(steps) - 1, BUCKET_STEPS)
+                places = [random.permutation(np.arange(start, min(start + BUCKET_STEPS, len(steps) - 1))) for start in whole]
+                steps = [*(steps[place] for window in places for place in window), steps[-1]]
+            self._epoch, self._dealt = epoch, steps
+        return self._dealt
 
-    def _bucketed(self, order: Any, random: np.random.Generator) -> Any:
-        """The order with rows of like length in one step: windows of BUCKET_STEPS steps are sorted, then their steps shuffled. A
-        last, smaller batch stays last."""
-        whole = len(order) - len(order) % self.global_batch
-        window = BUCKET_STEPS * self.global_batch
-        made = []
-        for start in range(0, whole, window):
-            part = order[start : min(start + window, whole)]
-            steps = part[np.argsort(-self.lengths[part], kind="stable")].reshape(-1, self.global_batch)
-            made.append(random.permutation(steps).ravel())
-        return np.concatenate([*made, order[whole:]])
+    def _ends(self, order: Any) -> Any:
+        """Where steps end in the order, but the last: after so many rows; or before the row that goes beyond another `global_tokens`, so
+        that each step has as many, but for a part of a row, and every epoch as many steps."""
+        if not self.global_tokens:
+            return np.arange(self.global_batch, len(order), self.global_batch)
+        full = self.global_tokens * np.arange(1, self.steps_per_epoch)
+        return np.searchsorted(np.cumsum(self.lengths[order]), full, side="right")
 
 
 def _cuts(costs: Any, most: int, most_rows: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from raybm.core.errors import DeadlineExceeded
 from raybm.tasks.protocol import Batch, Task
 from raybm.training.batches import Rows, Schedule
 
@@ -59,7 +60,12 @@ class Loader:
         return self
 
     def next(self) -> Step:
-        made = self.ready.get(timeout=self.timeout_s)
+        try:
+            made = self.ready.get(timeout=self.timeout_s)
+        except queue.Empty:
+            raise DeadlineExceeded(
+                f"no batch for {self.timeout_s:g} s.", where="train", remedy="Look at the storage of the rows; raise train.stall_timeout_s."
+            ) from None
         if isinstance(made, BaseException):
             raise made
         return made

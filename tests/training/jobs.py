@@ -64,7 +64,16 @@ def train(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float
     return losses, summary
 
 
-def _train(prepare: Artifact, out: str, spec: dict[str, Any], start: Any) -> tuple[list[float], dict[str, Any], Any]:
+def looked_at(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[float], dict[str, Any], list[dict[str, Any]]]:
+    """The same on a device of a GFLOP/s; and its `profile` and `train` events."""
+    events: list[dict[str, Any]] = []
+    losses, summary, _ = _train(prepare, out, spec, model(), 1e9, events)
+    return losses, summary, events
+
+
+def _train(
+    prepare: Artifact, out: str, spec: dict[str, Any], start: Any, peak: float | None = None, events: list[dict[str, Any]] | None = None
+) -> tuple[list[float], dict[str, Any], Any]:
     from raybm.core import cache
     from raybm.tasks import TextClassification
     from raybm.training import batches, loop
@@ -75,10 +84,12 @@ def _train(prepare: Artifact, out: str, spec: dict[str, Any], start: Any) -> tup
     def emit(kind: str, **fields: Any) -> None:
         if kind == "train":
             losses[fields["step"]] = fields["loss"]
+        if events is not None:
+            events.append({"kind": kind, **fields})
 
     splits = {split: batches.open_rows(prepare, split) for split in ("train", "validation")}
     given = TrainSpec.parse(spec)
-    engine, summary = loop.train(TextClassification().build(), start, tokenizer(), splits, given, 17, open_storage(out), emit)
+    engine, summary = loop.train(TextClassification().build(), start, tokenizer(), splits, given, 17, open_storage(out), emit, peak)
     return [losses[step] for step in sorted(losses)], summary, engine
 
 
@@ -106,9 +117,8 @@ def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any
     """Trains adapters; the logits of a row with them, and after they were merged into plain weights."""
     import torch
 
-    from raybm.models.adapters import adapt
+    from raybm.models.adapters import adapt, merged
     from raybm.models.spec import ModelSpec
-    from raybm.stages.train import merged
     from raybm.training import loop
 
     given = ModelSpec.parse({"ref": "file:x", "lora": {"rank": 2, "alpha": 4}})
@@ -136,6 +146,49 @@ def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any
         "merged": after,
         "names": sorted(plain.state_dict()),
         "plain_names": plain_names,
+    }
+
+
+def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Trains adapters on a saved model whose weights are loaded quantised; logits of a row with them, and once they are merged into the
+    weights as they were."""
+    import torch
+    import torch.distributed as dist
+
+    from raybm.models.adapters import adapt, merged, quantization
+    from raybm.models.spec import ModelSpec
+    from raybm.tasks import TextClassification
+    from raybm.training import loop
+
+    given = ModelSpec.parse({"ref": "file:x", "lora": {"rank": 2, "alpha": 4, "quantize": kind}})
+    assert given.lora is not None
+    folder, task = Path(out).parent / "saved", TextClassification().build()
+    wide = CONFIG | {"hidden_size": 64, "intermediate_size": 128, "hidden_dropout_prob": 0.0}  # 4-bit weights come in blocks of 64
+    if dist.get_rank() == 0:
+        task.model(None, wide, LABELS, tokenizer()).save_pretrained(folder)
+    dist.barrier()
+    torch.manual_seed(3)
+    start = task.model(folder, quantization(given.lora, lambda: task.model(None, wide, LABELS, tokenizer())), LABELS, tokenizer())
+    adapt(start, given)
+    held = {name: value.dtype for name, value in start.named_parameters()}
+    losses, _, engine = _train(prepare, out, spec, start)
+    state = loop.export(engine)
+    row = {"input_ids": torch.tensor([[7, 8, 9]])}
+    engine.eval()
+    with torch.no_grad():
+        adapted = engine(**row).logits[0].tolist()
+    if state is None:
+        return {}
+    plain, weights = merged(task.model(folder, {}, LABELS, tokenizer()), state, given.lora)
+    with torch.no_grad():
+        after = plain.eval()(**row).logits[0].tolist()
+    return {
+        "quantised": sum(not dtype.is_floating_point for dtype in held.values()),
+        "losses": losses,
+        "adapted": adapted,
+        "merged": after,
+        "kinds": {str(value.dtype) for value in weights.values()},
+        "same_names": sorted(plain.state_dict()) == sorted(model().state_dict()),
     }
 
 

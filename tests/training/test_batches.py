@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raybm.core.errors import UserError
 from raybm.spec.train import TrainSpec
-from raybm.training.batches import Schedule, open_rows
+from raybm.training.batches import Schedule, check_batch, open_rows
 from raybm.training.optimizers import learning_rate
 from tests.training import jobs
 
@@ -50,6 +51,25 @@ def test_a_token_budget_holds_and_like_lengths_go_together() -> None:
     assert padded < 1.25 * sum(int(LENGTHS[list(part)].sum()) for part in passes)
 
 
+@pytest.mark.parametrize("buckets", [False, True])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_batch_in_tokens_has_as_many_tokens_on_any_number_of_workers(workers: int, buckets: bool) -> None:
+    schedule = Schedule(LENGTHS, 32, workers, 1, buckets=buckets, global_tokens=100)
+    assert schedule.steps_per_epoch == -(-int(LENGTHS.sum()) // 100)
+    for epoch in range(2):
+        steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+        rows = [[row for rank in range(workers) for part in schedule.step(step, rank) for row in part] for step in steps]
+        assert sorted(chain.from_iterable(rows)) == list(range(len(LENGTHS)))
+        counts = [int(LENGTHS[step].sum()) for step in rows]
+        assert all(100 - 20 < count < 100 + 20 for count in counts[:-1])
+        assert 0 < counts[-1] < 100 + 20
+
+
+def test_the_last_row_belongs_to_the_last_step() -> None:
+    schedule = Schedule(np.array([10, 40, 50]), 32, 1, 1, global_tokens=50)
+    assert [len(schedule.step(step, 0)) for step in range(schedule.steps_per_epoch)] == [1, 1]
+
+
 def test_buckets_leave_little_padding_and_shuffle_the_steps() -> None:
     schedule = Schedule(LENGTHS, 8, 1, 1, buckets=True)
     longest = [max(LENGTHS[list(schedule.step(step, 0)[0])]) for step in range(8)]
@@ -72,6 +92,25 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path, monkeypatch: pytest
     assert len(rows) == 9
     assert [row["labels"].tolist() for row in rows.take([2, 0])] == [[int(rows.take([i])[0]["input_ids"][0]) % 3] for i in (2, 0)]
     assert len(open_rows(jobs.prepared(tmp_path / "none"), "test")) == 0
+
+
+def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path: Path) -> None:
+    prepared = jobs.prepared(tmp_path / "prepared", rows=9)
+    check_batch(prepared, TrainSpec.parse({"global_batch": 9}))
+    check_batch(prepared, TrainSpec.parse({"global_tokens": 9000}))
+    with pytest.raises(UserError, match="10 is more than the 9 sequences"):
+        check_batch(prepared, TrainSpec.parse({"global_batch": 10}))
+
+
+def test_rows_of_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybm.core.cache.ROOT", str(tmp_path / "cache"))
+    whole = open_rows(jobs.prepared(tmp_path / "prepared", rows=25), "train")
+    monkeypatch.setattr("raybm.training.batches.BATCH_ROWS", 4)
+    monkeypatch.setattr("raybm.core.cache.ROOT", str(tmp_path / "cache2"))
+    parted = open_rows(jobs.prepared(tmp_path / "again", rows=25), "train")
+    assert parted.lengths.tolist() == whole.lengths.tolist()
+    places = [24, 0, 3, 4, 23, 8]
+    assert [row["input_ids"].tolist() for row in parted.take(places)] == [row["input_ids"].tolist() for row in whole.take(places)]
 
 
 @pytest.mark.parametrize(

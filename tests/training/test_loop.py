@@ -9,6 +9,7 @@ import pytest
 
 from raybm.core.storage import open_storage
 from raybm.training import checkpoint
+from raybm.training.profile import PROFILED
 from tests.ranks import Ranks
 from tests.training import jobs
 
@@ -116,6 +117,40 @@ def test_adapters_train_alone_and_are_merged(ranks: Ranks, tmp_path: Path) -> No
         assert sum(report["losses"][-10:]) < 0.98 * sum(report["losses"][:10])
         assert report["merged"] == pytest.approx(report["adapted"], abs=1e-4)
         assert report["names"] == report["plain_names"]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_on_quantised_weights(ranks: Ranks, tmp_path: Path, kind: str) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    spec = SPEC | {"epochs": 8, "lr": 3e-2, "zero": {"stage": 2}}
+    report = ranks.run(jobs.quantised, prepare, str(tmp_path / "out"), spec, kind)[0]
+    assert report["quantised"] == 2 * 6 + 1  # the linear layers of two layers, and the pooler's
+    assert sum(report["losses"][-10:]) < 0.98 * sum(report["losses"][:10])
+    assert report["merged"] == pytest.approx(report["adapted"], abs=0.3)  # the base is not quantised any more
+    assert report["kinds"] <= {"torch.float32", "torch.int64"}
+    assert report["same_names"]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_is_looked_at_and_learns_the_same(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    spec = SPEC | {"zero": {"stage": stage}}
+    expected, _ = ranks.run(jobs.train, prepare, str(tmp_path / "plain"), spec)[0]
+    (losses, summary, events), other = ranks.run(jobs.looked_at, prepare, str(tmp_path / "out"), spec)
+    assert losses == pytest.approx(expected, abs=1e-6)
+    (profile,) = [event for event in events if event["kind"] == "profile"]
+    assert profile["step"] == PROFILED
+    assert 0 < profile["communication"] <= 1
+    parameters = sum(p.numel() for p in jobs.model().parameters())
+    whole = 1.5 if stage == 3 else 1  # so small that stage 3 leaves them gathered, beside the shards
+    assert profile["weights"] == pytest.approx(4 * parameters * whole, rel=0.02)
+    states = 8 if stage == 0 else 12  # bytes a parameter: DeepSpeed keeps weights of its own
+    assert profile["optimizer"] == pytest.approx(states * parameters / (2 if stage else 1), rel=0.1)
+    assert profile["peak"] > 100_000_000
+    assert summary["profile"] == {name: value for name, value in profile.items() if name not in ("kind", "step")}
+    assert all(0 < event["mfu"] < 1 for event in events if event["kind"] == "train")
+    assert 0 < summary["mfu"] < 1
+    assert [event["step"] for event in other[2] if event["kind"] == "train"] == list(range(1, 11))
 
 
 def test_no_rank_ever_holds_a_model_of_stage_3(ranks: Ranks, tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from raybm.core.errors import Unsupported
 from raybm.core.signature import Signature
 from raybm.models.tokenizers import config_fields
-from raybm.tasks.batching import IGNORED, pad
+from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy
 from raybm.tasks.masked_lm.spec import MaskedLm
 from raybm.tasks.protocol import Batch, LossSum, Row, Task
 
@@ -83,9 +82,7 @@ class MaskedLmTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
         places = (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]
-        labels, logits = batch["labels"].flatten()[places], logits[places].float()
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
+        return summed_cross_entropy(logits[places], batch["labels"].flatten()[places])
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return Signature(problem="masked_lm", protocols=("predicts",), inputs=("text",), outputs=("fills", "scores"), max_length=max_length)

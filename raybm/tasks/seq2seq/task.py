@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from raybm.core.signature import Signature
 from raybm.models.sequences import sources, targets
 from raybm.tasks.baselines import WORDS
-from raybm.tasks.batching import IGNORED, pad
+from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.seq2seq.spec import Seq2Seq
 
@@ -46,19 +45,14 @@ class Seq2SeqTask(Task):
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
         filled = rows or [{"input_ids": [processor.eos_token_id], "labels": [IGNORED]}]
-        ids, mask = pad([row["input_ids"] for row in filled], processor.pad_token_id or 0)
-        labels, _ = pad([row["labels"] for row in filled], IGNORED)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return labelled(filled, processor.pad_token_id or 0)
 
     def units(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         """The model shifts the labels to the right itself, to what its decoder reads."""
-        logits = model(**batch, use_cache=False).logits.float().flatten(0, 1)
-        labels = batch["labels"].flatten()
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
+        return summed_cross_entropy(model(**batch, use_cache=False).logits, batch["labels"])
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"prompt": row["prompt"]} for row in rows])

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from raybm.core.signature import Signature
 from raybm.models import own
 from raybm.tasks.baselines import linear_text_classifier
-from raybm.tasks.batching import IGNORED, pad
+from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy
 from raybm.tasks.classification import head_config, label_set, scores
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.text_classification.spec import TextClassification
@@ -55,11 +54,8 @@ class TextClassificationTask(Task):
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-        labels = batch["labels"]
-        smoothing = self.spec.label_smoothing if model.training else 0.0
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
-        return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return summed_cross_entropy(logits, batch["labels"], self.spec.label_smoothing if model.training else 0.0)
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"text": row["text"]} for row in rows])

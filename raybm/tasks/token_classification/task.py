@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
 from raybm.core.errors import DataError
 from raybm.core.signature import Signature
 from raybm.models.tokenizers import config_fields
 from raybm.models.words import Pieces, pieces
-from raybm.tasks.batching import IGNORED, pad
+from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy
 from raybm.tasks.classification import head_config
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.token_classification.spec import TokenClassification
@@ -57,18 +56,13 @@ class TokenClassificationTask(Task):
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
         filled = rows or [{"input_ids": [processor.pad_token_id or 0], "labels": [IGNORED]}]
-        ids, mask = pad([row["input_ids"] for row in filled], processor.pad_token_id or 0)
-        labels, _ = pad([row["labels"] for row in filled], IGNORED)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return labelled(filled, processor.pad_token_id or 0)
 
     def units(self, batch: Batch) -> torch.Tensor:
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float().flatten(0, 1)
-        labels = batch["labels"].flatten()
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
+        return summed_cross_entropy(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"tokens": row["tokens"]} for row in rows])

@@ -1,0 +1,42 @@
+"""The thread that makes batches: what goes wrong in it is told where the batch is asked for."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybm.core.errors import DeadlineExceeded
+from raybm.tasks import TextClassification
+from raybm.training.batches import Schedule, open_rows
+from raybm.training.loader import Loader
+from raybm.training.profile import covered
+from tests.training import jobs
+
+
+class Stuck:
+    """Rows that a dead file system never gives."""
+
+    def __init__(self, rows: Any) -> None:
+        self.lengths, self.ended = rows.lengths, threading.Event()
+
+    def take(self, indices: Any) -> list[dict[str, Any]]:
+        self.ended.wait(30)
+        return []
+
+
+def test_rows_that_do_not_come_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybm.core.cache.ROOT", str(tmp_path / "cache"))
+    rows = Stuck(open_rows(jobs.prepared(tmp_path / "prepared", rows=9), "train"))
+    loader = Loader(TextClassification().build(), jobs.tokenizer(), rows, Schedule(rows.lengths, 3, 1, 1), 0, 0, 2, 0.2)
+    with loader:
+        with pytest.raises(DeadlineExceeded, match=r"no batch for 0\.2 s"):
+            loader.next()
+        rows.ended.set()
+
+
+def test_what_several_collectives_cover_counts_once() -> None:
+    assert covered([(4, 6), (0, 2), (1, 3), (5, 5.5)]) == 5
+    assert covered([]) == 0
