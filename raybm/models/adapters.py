@@ -80,8 +80,9 @@ def quantization(spec: LoraSpec | None, skeleton: Callable[[], Any]) -> dict[str
     with torch.device("meta"):
         model = skeleton()
     heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
-    kind = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}[spec.quantize]
-    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=heads, **kind)}
+    if spec.quantize == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=heads)}
 
 
 def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict[str, Any]]:

@@ -75,9 +75,8 @@ def held(engine: Any) -> dict[str, int]:
     parameters = list(engine.module.parameters())
     weights = _bytes([tensor for p in parameters for tensor in (p.data, getattr(p, "ds_tensor", None))], seen)
     gradients = _bytes([p.grad for p in parameters], seen)
-    owned = [p for group in inner.param_groups for p in group["params"]]
     states = [value for state in inner.state.values() for value in state.values()]
-    return {"weights": weights, "gradients": gradients, "optimizer": _bytes([*owned, *states], seen), "peak": _peak()}
+    return {"weights": weights, "gradients": gradients, "optimizer": _bytes([*inner.state, *states], seen), "peak": _peak()}
 
 
 def _bytes(tensors: Iterable[Any], seen: set[int]) -> int:

@@ -193,9 +193,9 @@ def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> d
 
 
 def bytes_while_building(folder: str) -> tuple[int, int]:
-    """The most that a rank held of a model of ten layers while it was built for ZeRO stage 3, and the size of the whole."""
-    import resource
-
+    """The most that a rank had allocated of a model of ten layers while it was built for ZeRO stage 3 (looked at after each linear layer),
+    and the size of the whole. What is allocated once, with the first model, is there before, by a small one."""
+    import torch
     import torch.distributed as dist
 
     from raybm.tasks import TextClassification
@@ -203,10 +203,31 @@ def bytes_while_building(folder: str) -> tuple[int, int]:
 
     size = {"hidden_size": 640, "num_hidden_layers": 10, "num_attention_heads": 8, "intermediate_size": 2560, "max_position_embeddings": 32}
     with zero.sharded_from_the_start(TrainSpec.parse({"zero": {"stage": 3}}), dist.get_world_size(), "cpu"):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        built = TextClassification().build().model(None, CONFIG | size, LABELS, tokenizer())
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024, sum(p.ds_numel for p in built.parameters()) * 4
+        TextClassification().build().model(None, CONFIG, LABELS, tokenizer())
+        made, before, peak = torch.nn.Linear.__init__, _allocated(), [0]
+
+        def look(*args: Any, **settings: Any) -> None:
+            made(*args, **settings)
+            peak[0] = max(peak[0], _allocated())
+
+        torch.nn.Linear.__init__ = look  # type: ignore[method-assign]
+        try:
+            built = TextClassification().build().model(None, CONFIG | size, LABELS, tokenizer())
+        finally:
+            torch.nn.Linear.__init__ = made  # type: ignore[method-assign]
+    return peak[0] - before, sum(p.ds_numel for p in built.parameters()) * 4
+
+
+def _allocated() -> int:
+    """Bytes that are in use of what malloc gave (glibc's mallinfo2): resident memory would count what was freed and kept."""
+    import ctypes
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    info = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names.split()]})
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = info
+    found: Any = ask()
+    return int(found.uordblks + found.hblkhd)
 
 
 def plain_ddp(prepare: Artifact, spec: dict[str, Any]) -> list[float]:

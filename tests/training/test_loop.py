@@ -156,7 +156,7 @@ def test_a_step_is_looked_at_and_learns_the_same(ranks: Ranks, tmp_path: Path, s
 def test_no_rank_ever_holds_a_model_of_stage_3(ranks: Ranks, tmp_path: Path) -> None:
     most, whole = ranks.run(jobs.bytes_while_building, str(tmp_path))[0]
     assert whole > 180_000_000  # ten layers of 20 MB
-    assert most < 0.75 * whole
+    assert most < 0.6 * whole  # half of it, and the layer that is being made
 
 
 def test_keeps_the_last_and_the_best(ranks: Ranks, tmp_path: Path) -> None:

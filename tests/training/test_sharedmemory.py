@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,14 @@ from raybm.training import sharedmemory
 from tests.ranks import Ranks
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Ranks]:
+    """Ranks that DeepSpeed was never started on."""
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
 
 
 def mean_of_ranks(numbers: int) -> tuple[float, float, list[str]]:
@@ -41,9 +50,20 @@ def without_room() -> bool:
 
 @pytest.mark.skipif(not ops.is_built(), reason="DeepSpeed's op is not compiled: python -m raybm.ops")
 @pytest.mark.parametrize("numbers", [3, 1000, 20_000_000])
-def test_both_ranks_get_the_mean_and_leave_no_segment(ranks: Ranks, numbers: int) -> None:
-    assert ranks.run(mean_of_ranks, numbers) == [(1.5, 1.5, []), (1.5, 1.5, [])]
+def test_both_ranks_get_the_mean_and_leave_no_segment(fresh: Ranks, numbers: int) -> None:
+    assert fresh.run(mean_of_ranks, numbers) == [(1.5, 1.5, []), (1.5, 1.5, [])]
 
 
-def test_without_room_gloo_goes_on(ranks: Ranks) -> None:
-    assert ranks.run(without_room) == [True, True]
+def test_without_room_gloo_goes_on(fresh: Ranks) -> None:
+    assert fresh.run(without_room) == [True, True]
+
+
+def beside_deepspeed() -> bool:
+    import deepspeed
+
+    deepspeed.init_distributed()
+    return sharedmemory.summing_hook() is None
+
+
+def test_where_deepspeed_runs_gloo_goes_on(ranks: Ranks) -> None:
+    assert ranks.run(beside_deepspeed) == [True, True]
