@@ -39,10 +39,10 @@ class WandbRun:
             import wandb
         except ImportError as error:
             raise missing("W&B", "tracking.kind", error) from None
-        if not spec.offline and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):  # it would ask at the terminal
-            remedy = "Set WANDB_API_KEY, run `wandb login`, or set `offline: true`."
-            raise UserError("there is no key for W&B.", where="tracking.kind", remedy=remedy)
         try:
+            if not spec.offline and not wandb.login(prompt=False):  # without, `init` would ask at the terminal
+                remedy = "Set WANDB_API_KEY, run `wandb login`, or set `offline: true`."
+                raise UserError("there is no key for W&B.", where="tracking.kind", remedy=remedy)
             self.run = wandb.init(
                 project=spec.project or str(job["name"]),
                 entity=spec.entity,
