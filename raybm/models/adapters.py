@@ -56,6 +56,9 @@ def tuner(model: Any, spec: LoraSpec) -> Any:
         raise UserError(
             f"no layer is called {', '.join(ends)}.", where="model.lora.targets", remedy=f"The linear layers are {', '.join(known)}."
         )
+    for module in model.modules():  # bitsandbytes would pack 4-bit weights for a CPU's inference at the first evaluation, and train no more
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=chosen)
     handle = LoraModel(model, config, "default")
     for name, parameter in model.named_parameters():

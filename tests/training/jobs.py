@@ -171,7 +171,7 @@ def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> d
     start = task.model(folder, quantization(given.lora, lambda: task.model(None, wide, LABELS, tokenizer())), LABELS, tokenizer())
     adapt(start, given)
     held = {name: value.dtype for name, value in start.named_parameters()}
-    losses, _, engine = _train(prepare, out, spec, start)
+    losses, _, engine = _train(prepare, out, spec, start, 1e9)  # which looks at a forward pass before the first step
     state = loop.export(engine)
     row = {"input_ids": torch.tensor([[7, 8, 9]])}
     engine.eval()
@@ -179,10 +179,12 @@ def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> d
         adapted = engine(**row).logits[0].tolist()
     if state is None:
         return {}
+    moved = [float(value.abs().sum()) for name, value in state.items() if "lora_B" in name]  # they start at 0
     plain, weights = merged(task.model(folder, {}, LABELS, tokenizer()), state, given.lora)
     with torch.no_grad():
         after = plain.eval()(**row).logits[0].tolist()
     return {
+        "moved": moved,
         "quantised": sum(not dtype.is_floating_point for dtype in held.values()),
         "losses": losses,
         "adapted": adapted,

@@ -125,6 +125,7 @@ def test_adapters_on_quantised_weights(ranks: Ranks, tmp_path: Path, kind: str) 
     spec = SPEC | {"epochs": 8, "lr": 3e-2, "zero": {"stage": 2}}
     report = ranks.run(jobs.quantised, prepare, str(tmp_path / "out"), spec, kind)[0]
     assert report["quantised"] == 2 * 6 + 1  # the linear layers of two layers, and the pooler's
+    assert len(report["moved"]) == 13 and all(size > 1e-3 for size in report["moved"])
     assert sum(report["losses"][-10:]) < 0.98 * sum(report["losses"][:10])
     assert report["merged"] == pytest.approx(report["adapted"], abs=0.3)  # the base is not quantised any more
     assert report["kinds"] <= {"torch.float32", "torch.int64"}
