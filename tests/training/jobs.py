@@ -115,7 +115,6 @@ def failure(prepare: Artifact, out: str, spec: dict[str, Any]) -> str:
 
 def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Trains adapters; the logits of a row with them, and after they were merged into plain weights."""
-    import torch
 
     from raybm.models.adapters import adapt, merged
     from raybm.models.spec import ModelSpec
@@ -129,15 +128,11 @@ def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any
     trained = sum(p.numel() for p in start.parameters() if p.requires_grad)
     losses, _, engine = _train(prepare, out, spec, start)
     state = loop.export(engine)
-    row = {"input_ids": torch.tensor([[7, 8, 9]])}
-    engine.eval()
-    with torch.no_grad():
-        adapted = engine(**row).logits[0].tolist()
+    adapted = _logits(engine)
     if state is None:
         return {}
     plain, _ = merged(model(), state, given.lora)
-    with torch.no_grad():
-        after = plain.eval()(**row).logits[0].tolist()
+    after = _logits(plain)
     return {
         "trained": trained,
         "parameters": sum(p.numel() for p in plain.parameters()),
@@ -147,6 +142,16 @@ def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any
         "names": sorted(plain.state_dict()),
         "plain_names": plain_names,
     }
+
+
+def _logits(model: Any) -> list[float]:
+    """Of one row."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        logits: list[float] = model(input_ids=torch.tensor([[7, 8, 9]])).logits[0].tolist()
+    return logits
 
 
 def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -173,16 +178,12 @@ def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> d
     held = {name: value.dtype for name, value in start.named_parameters()}
     losses, _, engine = _train(prepare, out, spec, start, 1e9)  # which looks at a forward pass before the first step
     state = loop.export(engine)
-    row = {"input_ids": torch.tensor([[7, 8, 9]])}
-    engine.eval()
-    with torch.no_grad():
-        adapted = engine(**row).logits[0].tolist()
+    adapted = _logits(engine)
     if state is None:
         return {}
     moved = [float(value.abs().sum()) for name, value in state.items() if "lora_B" in name]  # they start at 0
     plain, weights = merged(task.model(folder, {}, LABELS, tokenizer()), state, given.lora)
-    with torch.no_grad():
-        after = plain.eval()(**row).logits[0].tolist()
+    after = _logits(plain)
     return {
         "moved": moved,
         "quantised": sum(not dtype.is_floating_point for dtype in held.values()),
