@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -49,9 +50,12 @@ def environment() -> dict[str, str]:
     return variables
 
 
-def use() -> None:
-    """Set `environment()` for this process. Call it before DeepSpeed is imported."""
-    os.environ.update(environment())
+def use(device: str = "cpu") -> None:
+    """Set this process's variables for training on "cpu" or "cuda". Call it before DeepSpeed is imported."""
+    if device == "cpu":
+        os.environ.update(environment())
+    elif given := os.environ.get("TORCH_CUDA_ARCH_LIST"):  # "9.0a", as some images set it, DeepSpeed 0.19 takes for a mistake
+        os.environ["TORCH_CUDA_ARCH_LIST"] = re.sub(r"(?<=\d)[af]", "", given)
 
 
 def build_ops() -> Path:

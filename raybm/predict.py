@@ -67,7 +67,7 @@ def predict(
     data.context.execution_options.preserve_order = True
     data = data.map_batches(
         _read, fn_kwargs={"source": source, "wanted": wanted, "files": files}, batch_size=None, batch_format="pyarrow", num_cpus=0.5
-    ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=None, batch_format="pyarrow", **_placement())
+    ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=1, batch_format="pyarrow", **_placement())
     rows = (row for table in batches(data, "predict") for part in table.column("rows").to_pylist() for row in json.loads(part))
     return _write(rows, out, signature, wanted.columns)
 

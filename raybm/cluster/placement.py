@@ -104,10 +104,10 @@ def wait_for_place(ask: Ask, timeout_s: float, say: Callable[[str], None]) -> No
 def memory_of_a_worker(ask: Ask) -> int | None:
     """Bytes that each worker of the connected cluster can have: its GPUs' memory, or its share of the roomiest node's, were
     it to hold as many of them as fit. None where that is not known: GPUs of an unknown kind, nodes that an autoscaler may add."""
-    from raybm.plan.devices import by_accelerator
+    from raybm.plan.devices import accelerators, by_accelerator
 
     if ask.gpus_per_worker:
-        kinds = [ask.accelerator_type] if ask.accelerator_type else _kinds(_present())
+        kinds = [ask.accelerator_type] if ask.accelerator_type else accelerators(name for node in _present() for name in node.resources)
         known = [device.memory for kind in kinds if (device := by_accelerator(kind))]
         return int(max(known) * ask.gpus_per_worker) if known and len(known) == len(kinds) else None
     return None if _addable() != [] else memory_share(ask, _present())
@@ -122,11 +122,6 @@ def memory_share(ask: Ask, nodes: Sequence[Nodes]) -> int | None:
         if room and held:
             shares.append(int(held / min(room, ask.workers)))
     return max(shares, default=None)
-
-
-def _kinds(nodes: Sequence[Nodes]) -> list[str]:
-    prefix = "accelerator_type:"
-    return sorted({name.removeprefix(prefix) for node in nodes for name in node.resources if name.startswith(prefix)})
 
 
 def _present() -> list[Nodes]:
@@ -183,7 +178,9 @@ def _list(nodes: Sequence[Nodes]) -> str:
 
 
 def _show(resources: Mapping[str, float]) -> str:
-    kinds = [name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")]
+    from raybm.plan.devices import accelerators
+
+    kinds = accelerators(resources)
     parts = [f"{resources.get('CPU', 0):g} CPU"]
     if resources.get("GPU"):
         parts.append(f"{resources['GPU']:g} GPU" + (f" ({', '.join(kinds)})" if kinds else ""))

@@ -21,7 +21,7 @@ from raybm.core.storage import Storage, open_storage
 from raybm.models.shapes import Shape
 from raybm.plan import choice, cost
 from raybm.plan.choice import Option, Row
-from raybm.plan.devices import DEVICES, NAMES, Device, by_accelerator, cpu
+from raybm.plan.devices import DEVICES, NAMES, Device, accelerators, by_accelerator, cpu
 from raybm.plan.files import Disk, disk, steps
 from raybm.plan.fitting import refuse, resolve_auto
 from raybm.plan.job import device_of, measure, micro_batch, samples, setup_of
@@ -30,7 +30,21 @@ from raybm.plan.units import size
 from raybm.plan.words import summary, table
 from raybm.spec.job import JobSpec
 
-__all__ = ["DEVICES", "NAMES", "Device", "Plan", "by_accelerator", "cpu", "lines", "plan", "refuse", "resolve_auto", "size", "table"]
+__all__ = [
+    "DEVICES",
+    "NAMES",
+    "Device",
+    "Plan",
+    "accelerators",
+    "by_accelerator",
+    "cpu",
+    "lines",
+    "plan",
+    "refuse",
+    "resolve_auto",
+    "size",
+    "table",
+]
 
 
 @dataclass(frozen=True)

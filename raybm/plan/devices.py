@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -134,6 +135,12 @@ def cpu(cores: float = 1.0, ranks: int = 1) -> Device:
         f"derived for {platform.machine()}",
         overlaps=False,
     )
+
+
+def accelerators(resources: Iterable[str]) -> list[str]:
+    """Ray's names of the kinds of accelerator among the names of a node's resources ("accelerator_type:H100" → "H100")."""
+    prefix = "accelerator_type:"
+    return sorted({name.removeprefix(prefix) for name in resources if name.startswith(prefix)})
 
 
 def by_accelerator(accelerator_type: str | None) -> Device | None:

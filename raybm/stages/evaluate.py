@@ -109,7 +109,7 @@ def _measure(
     data = from_items(items).map_batches(
         Evaluator,
         fn_constructor_args=(view.canonical(), prepared, trained, tuple(labels), context.storage),
-        batch_size=None,
+        batch_size=1,  # with GPUs Ray Data wants a number
         batch_format="pyarrow",
         **_placement(context.resources, len(items)),
     )

@@ -94,7 +94,9 @@ def _peak_flops(view: View, resources: Any) -> float | None:
     """Of what a rank runs on; None for a GPU whose kind is not known."""
     if not resources.gpus_per_worker:
         return plan.cpu(resources.cpus_per_worker, view.workers).fp32
-    device = plan.by_accelerator(resources.accelerator_type)
+    here = plan.accelerators(name for node in ray.nodes() if node["Alive"] for name in node["Resources"])
+    kind = resources.accelerator_type or (here[0] if len(here) == 1 else None)
+    device = plan.by_accelerator(kind)
     if device is None:
         return None
     return min(1.0, float(resources.gpus_per_worker)) * (device.fp32 if view.train.precision == "fp32" else device.bf16)
@@ -189,8 +191,8 @@ def _rank(config: dict[str, Any]) -> None:
     view = View.parse(config["view"], "train")
     prepared, out, dataset, sink = config["prepared"], config["out"], config["dataset"], config["sink"]
     rank, device = get_context().get_world_rank(), get_device()
+    ops.use(device.type)
     if device.type == "cpu":
-        ops.use()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     processor = processors.load(view.task.INPUT, prepared.folder("processor"))
     task = view.task.build()

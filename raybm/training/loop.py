@@ -175,7 +175,7 @@ def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, device: s
 def _step(engine: Any, task: Task, step: Step, l1: float, meter: Meter, device: torch.device) -> None:
     """One optimiser step: the mean over the units of the whole global batch, however they are dealt."""
     engine.train()
-    units = torch.tensor(float(step.units), device=device)
+    units = torch.full((), float(step.units), device=device)  # a tensor() of it would wait for the GPU
     dist.all_reduce(units)
     weight = dist.get_world_size() / units.clamp(min=1)  # DeepSpeed takes the mean over ranks
     for place, batch in enumerate(step.batches):

