@@ -85,6 +85,7 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         "RAY_API_SERVER_ADDRESS": None,  # of another cluster
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # Ray's own default is 15
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more, 1% of a core; nothing takes this machine away with notice
     }
     if not gpus:
         changes |= ops.environment()
