@@ -24,8 +24,8 @@ STORAGE = Path("~/.raybm").expanduser()
 
 
 def main() -> int:
-    print("== raybm run jobs/sentiment_minilm.yaml", flush=True)
-    trained = subprocess.run([*RAYBM, "run", str(HERE / "sentiment_minilm.yaml")], check=False)
+    print("== raybm run --dashboard jobs/sentiment_minilm.yaml", flush=True)
+    trained = subprocess.run([*RAYBM, "run", "--dashboard", str(HERE / "sentiment_minilm.yaml")], check=False)
     if trained.returncode:
         return trained.returncode
     port = _free_port()

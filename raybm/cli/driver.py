@@ -27,8 +27,9 @@ log = logging.getLogger("raybm")
 DATA_CPUS = 1.0  # beside the workers: Ray Data's tasks, and the evaluation's actor
 
 
-def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
-    """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong."""
+def drive(job: JobSpec, address: str | None, dashboard: bool = False) -> dict[str, Record]:
+    """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong. `dashboard`: Ray's, where an
+    embedded Ray is started."""
     root = open_storage(job.storage)
     job = runner.settled(job, root)
     run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -44,7 +45,7 @@ def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
             with tracked(job.tracking, run.id, job.canonical(), run.folder) as listeners:
                 events = Events(run.folder, [display.event, *listeners])
                 context = Context(job.canonical(), job.name, root, job.resources, run.folder, events, progress)
-                records = runner.run(job, run, context, lambda: _on_ray(job, address, progress))
+                records = runner.run(job, run, context, lambda: _on_ray(job, address, dashboard, progress))
         except BaseException as error:
             _failed(run, job, root, error, progress)
             raise
@@ -56,13 +57,13 @@ def drive(job: JobSpec, address: str | None) -> dict[str, Record]:
 
 
 @contextmanager
-def _on_ray(job: JobSpec, address: str | None, progress: Any) -> Iterator[None]:
+def _on_ray(job: JobSpec, address: str | None, dashboard: bool, progress: Any) -> Iterator[None]:
     """A Ray that can hold the job; refused at once where it never can."""
     resources = job.resources
     ask = Ask(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type, DATA_CPUS)
     needed = resources.workers * resources.cpus_per_worker + DATA_CPUS
     with connect(
-        cpus=needed, gpus=resources.workers * resources.gpus_per_worker, address=address, say=progress, dashboard=True
+        cpus=needed, gpus=resources.workers * resources.gpus_per_worker, address=address, say=progress, dashboard=dashboard
     ) as connection:
         if connection.dashboard_url:
             progress(f"Ray's dashboard: {connection.dashboard_url}")

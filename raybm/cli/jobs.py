@@ -36,6 +36,7 @@ def run(
     overrides: Annotated[list[str], SET] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     address: Annotated[str | None, ADDRESS] = None,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard too, where no cluster is joined.")] = False,
 ) -> None:
     """Run a job: prepare, train, evaluate, publish; what is done already is not done again."""
     from raybm.core.spec import load
@@ -46,7 +47,7 @@ def run(
         return _dry_run(job)
     from raybm.cli.driver import drive
 
-    drive(job, address)
+    drive(job, address, dashboard)
     return None
 
 

@@ -85,7 +85,11 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         "RAY_API_SERVER_ADDRESS": None,  # of another cluster
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # Ray's own default is 15
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor more, 1% of a core; nothing takes this machine away with notice
+        # Every process of Ray's takes 1% of a core from the ranks: none to watch for notice that this machine will be taken away,
+        # and none that has been idle for 10 s.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_num_workers_soft_limit": "0",
+        "RAY_idle_worker_killing_time_threshold_ms": "10000",
     }
     if not gpus:
         changes |= ops.environment()
