@@ -14,7 +14,7 @@ from raybm import plan
 from raybm.core.artifact import Artifact, Record, artifact, code_digest, library_versions
 from raybm.core.context import Context
 from raybm.core.lease import Lease
-from raybm.core.runs import Run
+from raybm.core.runs import Walker
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage, local_errors
 from raybm.models import checks, shapes
@@ -66,18 +66,22 @@ def _view(cls: type[Spec], job: JobSpec) -> Spec:
     return cls(**{name: getattr(job, name) if hasattr(job, name) else getattr(job.resources, name) for name in cls.model_fields})
 
 
-def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
-    """Walk the stages; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage raises, and
-    Cancelled or Conflict where the run was stopped."""
+def run(
+    job: JobSpec, run: Walker, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], last: str | None = None
+) -> dict[str, Record]:
+    """Walk the stages, up to the `last`; `on_ray` is entered before the first that has work to do on a cluster. Raises what a stage
+    raises, and Cancelled or Conflict where the run was stopped."""
     try:
-        return _walk(job, run, context, on_ray)
+        return _walk(job, run, context, on_ray, last)
     except KeyboardInterrupt:
         if run.stopped:
             raise run.stopped from None
         raise
 
 
-def _walk(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> dict[str, Record]:
+def _walk(
+    job: JobSpec, run: Walker, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], last: str | None
+) -> dict[str, Record]:
     records: dict[str, Record] = {}
     # Left from right to left: where a stage fails, Ray goes first, since its workers may still write, then the lease.
     with ExitStack() as held, ExitStack() as cluster:
@@ -98,6 +102,8 @@ def _walk(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], Abstrac
             records[name] = record
             context.events.emit("stage", stage=name, key=out.key, seconds=record.seconds)
             run.update(artifacts={stage: made.key for stage, made in records.items()})
+            if name == last:
+                break
     return records
 
 

@@ -39,5 +39,5 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_session(s3: str) -> Iterator[str]:
     """One Ray for the whole session, with 4 logical CPUs; its workers have the S3 server's credentials. Its address."""
-    with connect(cpus=4, say=print) as connection:
+    with connect(cpus=4, say=print, dashboard=True) as connection:
         yield connection.address

@@ -8,6 +8,7 @@ import pytest
 
 from raybm.core.spec import load
 from raybm.spec import JobSpec
+from raybm.sweep import check
 
 JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
 
@@ -16,6 +17,8 @@ JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
 def test_job_is_valid(path: Path) -> None:
     job = load(JobSpec, path)
     assert job.name == path.stem
+    if job.sweep is not None:
+        check(job)
 
 
 def test_the_jobs_are_there() -> None:

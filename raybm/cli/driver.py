@@ -8,10 +8,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
-from raybm import plan, report, runner
+from raybm import plan, report, runner, sweep
 from raybm.cli.display import Display
 from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, wait_for_place
 from raybm.core.artifact import Record
@@ -32,6 +33,8 @@ def drive(job: JobSpec, address: str | None, dashboard: bool = False) -> dict[st
     embedded Ray is started."""
     root = open_storage(job.storage)
     job = runner.settled(job, root)
+    if job.sweep is not None:
+        sweep.check(job)
     run = Run(root, job.name, job.canonical(), on_cancel=lambda: os.kill(os.getpid(), signal.SIGTERM))
     records: dict[str, Record] = {}
     with _log_file(run), _terminated_as_interrupted(), Display(run.id) as display:
@@ -45,7 +48,11 @@ def drive(job: JobSpec, address: str | None, dashboard: bool = False) -> dict[st
             with tracked(job.tracking, run.id, job.canonical(), run.folder) as listeners:
                 events = Events(run.folder, [display.event, *listeners])
                 context = Context(job.canonical(), job.name, root, job.resources, run.folder, events, progress)
-                records = runner.run(job, run, context, lambda: _on_ray(job, address, dashboard, progress))
+                with _on_ray_once(job, address, dashboard, progress) as on_ray:
+                    if job.sweep is not None:
+                        job = sweep.run(job, run, context, on_ray)
+                        context = replace(context, job=job.canonical())
+                    records = runner.run(job, run, context, on_ray)
         except BaseException as error:
             _failed(run, job, root, error, progress)
             raise
@@ -57,13 +64,35 @@ def drive(job: JobSpec, address: str | None, dashboard: bool = False) -> dict[st
 
 
 @contextmanager
+def _on_ray_once(job: JobSpec, address: str | None, dashboard: bool, progress: Any) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Gives what joins or starts Ray when it is first called, and leaves it when the block ends."""
+    with ExitStack() as held:
+        joined: list[None] = []
+
+        @contextmanager
+        def on_ray() -> Iterator[None]:
+            if not joined:
+                joined.append(held.enter_context(_on_ray(job, address, dashboard, progress)))
+            yield
+
+        yield on_ray
+
+
+@contextmanager
 def _on_ray(job: JobSpec, address: str | None, dashboard: bool, progress: Any) -> Iterator[None]:
     """A Ray that can hold the job; refused at once where it never can."""
     resources = job.resources
     ask = Ask(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type, DATA_CPUS)
-    needed = resources.workers * resources.cpus_per_worker + DATA_CPUS
+    each, trials = resources.workers * resources.cpus_per_worker, 1
+    if job.sweep is not None:
+        dashboard = True  # whose API Ray Train asks before it frees what a stopped trial held
+        trials = job.sweep.concurrent or max(1, int((os.cpu_count() or 1) // each))
     with connect(
-        cpus=needed, gpus=resources.workers * resources.gpus_per_worker, address=address, say=progress, dashboard=dashboard
+        cpus=trials * each + DATA_CPUS,
+        gpus=resources.workers * resources.gpus_per_worker,
+        address=address,
+        say=progress,
+        dashboard=dashboard,
     ) as connection:
         if connection.dashboard_url:
             progress(f"Ray's dashboard: {connection.dashboard_url}")

@@ -52,12 +52,15 @@ def run(
 
 
 def _dry_run(job: JobSpec) -> None:
-    from raybm import plan
+    from raybm import plan, sweep
     from raybm.core.storage import open_storage
     from raybm.runner import settled, steps
 
     storage = open_storage(job.storage)
     job = settled(job, storage)
+    if job.sweep is not None:
+        sweep.check(job)
+        say(f"sweep: {', '.join(job.sweep.space)}, by {job.sweep.sampler.kind}; what follows is the job without it")
     for step in steps(job, storage):
         say(f"{step.stage.NAME:10} {'done' if step.done else 'to do':6} {step.out.storage.uri}")
     for line in plan.lines(job):

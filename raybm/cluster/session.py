@@ -28,6 +28,7 @@ from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
 log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
+DASHBOARD_PORT = 8265  # Ray's own choice
 # Ray puts sockets under <folder>/ray/session_<date>_<pid>/sockets/plasma_store, some 65 characters; the kernel takes 107.
 MAX_FOLDER = 40
 
@@ -78,11 +79,13 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         say(
             f"This machine has {cores} CPU cores and the job asks for {math.ceil(cpus)}: Ray gets {logical} logical CPUs, which share them."
         )
+    port = _free_port(DASHBOARD_PORT) if dashboard else None
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="raybm-", dir=parent if len(parent) + 15 <= MAX_FOLDER else "/tmp"))  # noqa: S108
     changes: dict[str, str | None] = {
         "RAY_ADDRESS": None,
-        "RAY_API_SERVER_ADDRESS": None,  # of another cluster
+        # Not another cluster's; and every process of this one has to know it, since Ray Train's cleaner asks there whether a run lives.
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}" if port else None,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # Ray's own default is 15
         # Every process of Ray's takes 1% of a core from the ranks: none to watch for notice that this machine will be taken away,
@@ -106,14 +109,13 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
                 num_cpus=logical,
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
+                dashboard_port=port,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(folder / "ray"),
             ) as ray,
         ):
             ray._private.worker._global_node.kill_log_monitor(check_alive=False)  # 1% of a core, for drivers that want logs
-            url = _dashboard_url(ray)
-            with environment({"RAY_API_SERVER_ADDRESS": url} if url else {}):
-                yield Connection(ray.get_runtime_context().gcs_address, True, url, folder / "ray" / "session_latest" / "logs")
+            yield Connection(ray.get_runtime_context().gcs_address, True, _dashboard_url(ray), folder / "ray" / "session_latest" / "logs")
         failed = False
     except (RaybmError, KeyboardInterrupt, GeneratorExit):
         failed = False  # says itself what is wrong
@@ -214,6 +216,16 @@ def _job_variables() -> set[str]:
     """Names that the submitted job we run in sets for its workers. Ray refuses them a second time."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return set((config.get("runtime_env") or {}).get("env_vars") or {})
+
+
+def _free_port(first: int) -> int:
+    """That one on loopback, or another where it is taken."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", first))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _dashboard_url(ray: Any) -> str | None:

@@ -28,3 +28,5 @@ class Context:
     """One line to a person."""
     records: Mapping[str, Record] = field(default_factory=dict)
     """Of the stages before this one."""
+    alone: bool = False
+    """One rank's work is done in this process, as by a sweep's small trials, and not by workers of Ray's."""

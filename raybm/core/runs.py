@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from raybm.core.cache import cache_folder
 from raybm.core.errors import Cancelled, DataError, NotFound, RaybmError, SpecError
@@ -40,6 +40,19 @@ class RunState(Spec):
     def shown(self) -> str:
         """`lost` for a run whose driver has gone quiet."""
         return "lost" if self.state == "running" and time.time() - self.heartbeat > LOST_S else self.state
+
+
+class Walker(Protocol):
+    """What the runner needs of what it walks for."""
+
+    id: str
+    """That nobody else has."""
+    stopped: RaybmError | None
+    """Why somebody wants it to end: what the runner raises then."""
+
+    def update(self, **changes: Any) -> None: ...
+
+    def stop(self, why: RaybmError) -> None: ...
 
 
 class Run:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -209,11 +209,15 @@ def _specs_in(annotation: Any) -> list[type[Spec]]:
 def _branches(cls: type[Spec], path: yamlfile.Path, data: Any) -> list[type[Spec]]:
     """The spec classes that may stand at `path`; where the document says which (by `kind`), only that one."""
     found: list[type[Spec]] = [cls]
+    named = True  # whether the next part is a field's name; else it is a key of a mapping
     for part in path:
         data = _at(data, (part,))
-        if isinstance(part, str):
+        if isinstance(part, str) and named:
             fields = [c.model_fields[part] for c in found if part in c.model_fields]
             found = [spec for field in fields for spec in _specs_in(field.annotation)]
+            named = not any(get_origin(field.annotation) is dict for field in fields)
+        else:
+            named = True
         kind = data.get("kind") if isinstance(data, dict) else None
         found = [spec for spec in found if "kind" in spec.model_fields and spec.model_fields["kind"].default == kind] or found
     return found
@@ -257,7 +261,7 @@ def _field(field: FieldInfo, data: Mapping[str, Any], name: str) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError:
-        return _broken(_specs_in(field.annotation), value)
+        return INVALID if get_origin(field.annotation) is dict else _broken(_specs_in(field.annotation), value)
 
 
 def _broken(specs: list[type[Spec]], value: Any) -> Any:
@@ -290,6 +294,8 @@ def _get(node: Any, path: str) -> Any:
 def _run_checks(node: Any, path: yamlfile.Path) -> list[Problem]:
     if isinstance(node, list | tuple):
         return [problem for index, item in enumerate(node) for problem in _run_checks(item, (*path, index))]
+    if isinstance(node, dict):
+        return [problem for name, item in node.items() for problem in _run_checks(item, (*path, name))]
     found = _fields(node)
     if found is None:
         return []

@@ -13,6 +13,7 @@ from raybm.data import SourceSpec, StepSpec
 from raybm.data.exact_dedup import ExactDedup
 from raybm.data.normalize import Normalize
 from raybm.models.spec import ModelSpec
+from raybm.spec.sweep import TRAINED, VALIDATED, SweepSpec
 from raybm.spec.train import EarlyStopping, TrainSpec, ZeroSpec
 from raybm.tasks import TaskSpec
 from raybm.tracking import TrackerSpec
@@ -119,6 +120,7 @@ class JobSpec(Spec):
     model: ModelSpec
     data: DataSpec
     train: TrainSpec = TrainSpec()
+    sweep: SweepSpec | None = None
     evaluate: EvaluateSpec | None = EvaluateSpec()
     publish: PublishSpec | None = None
 
@@ -133,6 +135,7 @@ class JobSpec(Spec):
         Check(("model.image", "model.ref", "task"), lambda *values: _image(*values)),
         Check(("model.ref", "task"), lambda *values: _reference(*values)),
         Check(("train.schedule", "data.split.validation", "data.sources"), lambda *values: _plateau(*values)),
+        Check(("sweep.objectives", "task", "evaluate"), lambda *values: _objectives(*values)),
         Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
         Check(("data.sources", "data.steps", "task"), lambda *values: _columns(*values)),
         Check(("train.precision", "train.zero", "resources.gpus_per_worker"), lambda *values: _gpus(*values)),
@@ -195,6 +198,18 @@ def _plateau(schedule: str, share: float, sources: tuple[SourceSpec, ...]) -> tu
     if schedule == "plateau" and not share and not any(source.split == "validation" for source in sources):
         return "the plateau schedule needs a validation split.", "Give it a share, or a source with `split: validation`."
     return None
+
+
+def _objectives(objectives: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
+    scores = [] if evaluate is None else [f"evaluate.{name}" for name in task.METRICS]
+    known = [*VALIDATED, *TRAINED, *scores]
+    unknown = [name for name in objectives or () if name not in known]
+    if not unknown:
+        return None
+    if evaluate is None and unknown[0].startswith("evaluate."):
+        return f"{unknown[0]} needs the evaluation.", "Add `evaluate: {}`."
+    near = difflib.get_close_matches(unknown[0], known, n=1)
+    return f"no stage reports {', '.join(unknown)}.", f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
 
 
 def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:

@@ -106,9 +106,15 @@ def _measure(
     ]
     tallies = {split: Tally() for split in splits}
     context.progress(f"evaluate: {', '.join(splits)}")
+    given = view.canonical(), prepared, trained, tuple(labels), context.storage
+    if context.alone:
+        evaluator = Evaluator(*given)
+        for split, report in (made for item in items for made in evaluator.reports(*item)):
+            tallies[split].add(report)
+        return tallies
     data = from_items(items).map_batches(
         Evaluator,
-        fn_constructor_args=(view.canonical(), prepared, trained, tuple(labels), context.storage),
+        fn_constructor_args=given,
         batch_size=1,  # with GPUs Ray Data wants a number
         batch_format="pyarrow",
         **_placement(context.resources, len(items)),
@@ -146,13 +152,17 @@ class Evaluator:
         self.prepared, self.trained, self.labels, self.storage = prepared, trained, labels, storage
 
     def __call__(self, table: pa.Table) -> Iterator[dict[str, list[str]]]:
+        for item in table.column("item").to_pylist():
+            for split, report in self.reports(*json.loads(item)):
+                yield {"report": [json.dumps({"split": split, **report})]}
+
+    def reports(self, what: str, split: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The split, and a part of what it gives."""
         import pyarrow.parquet as pq
 
-        for item in table.column("item").to_pylist():
-            what, split, key = json.loads(item)
-            rows = pq.read_table(io.BytesIO(self.prepared.storage.read(key)))
-            for report in (self._predict if what == "predict" else self._loss)(rows.to_pylist()):
-                yield {"report": [json.dumps({"split": split, **report})]}
+        rows = pq.read_table(io.BytesIO(self.prepared.storage.read(key)))
+        for report in (self._predict if what == "predict" else self._loss)(rows.to_pylist()):
+            yield split, report
 
     @cached_property
     def task(self) -> Any:

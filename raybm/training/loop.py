@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +48,21 @@ class Progress:
     profile: dict[str, Any] = field(default_factory=dict)  # of rank 0's last look at a step
 
 
+@contextmanager
+def engine_of(model: PreTrainedModel, spec: TrainSpec) -> Iterator[Any]:
+    """What trains the model: DeepSpeed's engine, or Replicas. It is freed when the block ends. Collective: every rank of torch's process
+    group."""
+    engine = initialize(model, spec)
+    try:
+        yield engine
+    finally:
+        if engine.zero_optimization_stage():
+            engine.destroy()  # its hooks keep the model and the optimiser's states alive
+
+
 def train(
+    engine: Any,
     task: Task,
-    model: PreTrainedModel,
     processor: Any,
     splits: Mapping[str, Rows],
     spec: TrainSpec,
@@ -58,16 +70,15 @@ def train(
     storage: Storage,
     emit: Emit,
     peak_flops: float | None = None,
-) -> tuple[Any, dict[str, Any]]:
+) -> dict[str, Any]:
     """Train until the steps are done or the validation metric stops improving.
 
-    Collective: every rank of torch's process group calls it with the same arguments. `storage` is the artifact's; checkpoints
-    go there, and the last committed one is where it starts. `peak_flops`: of one rank's device, FLOP/s; with it events carry `mfu`, the
-    share of it that the model's own products on real tokens make. Returns the engine (DeepSpeed's, or Replicas) and the run's summary.
-    Raises UserError where the loss is no number any more.
+    Collective: every rank calls it with the same arguments. `storage` is the artifact's; checkpoints go there, and the last committed one
+    is where it starts. `peak_flops`: of one rank's device, FLOP/s; with it events carry `mfu`, the share of it that the model's own
+    products on real tokens make. Returns the run's summary. Raises UserError where the loss is no number any more.
     """
     rank, workers = dist.get_rank(), dist.get_world_size()
-    device = next(model.parameters()).device
+    device = next(engine.module.parameters()).device
     rows = splits["train"]
     schedule = Schedule.of(spec, rows.lengths, workers, seed)
     total = schedule.total_steps(spec.epochs, spec.max_steps)
@@ -75,8 +86,7 @@ def train(
     save_every = spec.checkpoint.every_steps or validate_every
     best_by = spec.early_stopping.metric if spec.early_stopping else "loss"
 
-    engine = _initialize(model, spec, workers, device.type)
-    average = Average(model, spec.ema) if spec.ema else None
+    average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
     if every := checkpoint.commits(storage):
         checkpoint.load(engine, storage, every[-1], average)
@@ -152,10 +162,11 @@ def train(
     }
     if flops and peak_flops:
         summary["mfu"] = flops * summary["tokens_per_s"] / workers / peak_flops
-    return engine, summary
+    return summary
 
 
-def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, device: str) -> Any:
+def initialize(model: PreTrainedModel, spec: TrainSpec) -> Any:
+    """The engine alone. Collective."""
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine: Any
@@ -165,7 +176,7 @@ def _initialize(model: PreTrainedModel, spec: TrainSpec, workers: int, device: s
         import deepspeed
 
         deepspeed.init_distributed()  # adopts the process group that stands; without it ZeRO-3 sees one rank
-        config = zero.deepspeed_config(spec, workers, device)
+        config = zero.deepspeed_config(spec, dist.get_world_size(), next(model.parameters()).device.type)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
     if spec.compile:
         engine.compile()

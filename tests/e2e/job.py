@@ -42,7 +42,7 @@ def write_spec(folder: Path, storage: str, **changes: Any) -> Path:
         "publish": {"alias": "prod"},
     }
     for section, values in changes.items():
-        spec[section] = {**spec[section], **values} if isinstance(values, dict) else values
+        spec[section] = {**spec.get(section, {}), **values} if isinstance(values, dict) else values
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
     return path

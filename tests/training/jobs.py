@@ -89,7 +89,8 @@ def _train(
 
     splits = {split: batches.open_rows(prepare, split) for split in ("train", "validation")}
     given = TrainSpec.parse(spec)
-    engine, summary = loop.train(TextClassification().build(), start, tokenizer(), splits, given, 17, open_storage(out), emit, peak)
+    engine = loop.initialize(start, given)
+    summary = loop.train(engine, TextClassification().build(), tokenizer(), splits, given, 17, open_storage(out), emit, peak)
     return [losses[step] for step in sorted(losses)], summary, engine
 
 

@@ -36,7 +36,8 @@ def trained(prepare: Artifact, out: str, stage: int) -> dict[str, Any]:
     before = {name: weight.clone() for name, weight in published.state_dict().items()}
     spec = TrainSpec.parse({"epochs": 4, "global_batch": 8, "micro_batch": 2, "lr": 5e-3, "zero": {"stage": stage}})
     splits = {split: batches.open_rows(prepare, split) for split in ("train", "validation")}
-    engine, summary = loop.train(task, model, tiny.chat_tokenizer(), splits, spec, 17, open_storage(out), lambda *_, **__: None)
+    engine = loop.initialize(model, spec)
+    summary = loop.train(engine, task, tiny.chat_tokenizer(), splits, spec, 17, open_storage(out), lambda *_, **__: None)
     state, reference = loop.export(engine, published), loop.export(engine, model.reference)
     if state is None or reference is None:
         return {}

@@ -1,0 +1,23 @@
+"""Searching for hyperparameters: what proposes values (samplers), and what stops trials early (schedulers).
+
+Both are families of specs with a literal `kind` and a `build()` that imports its library. To add one: write its file, add it to the union.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from raybm.search.asha import Asha
+from raybm.search.cma_es import CmaEs
+from raybm.search.gp import Gp
+from raybm.search.grid import Grid
+from raybm.search.hyperband import HyperBand
+from raybm.search.median import MedianStopping
+from raybm.search.random import Random
+from raybm.search.space import Dimension, SpaceSpec, points
+from raybm.search.tpe import Tpe
+
+SamplerSpec = Annotated[Grid | Random | Tpe | CmaEs | Gp, Field(discriminator="kind")]
+SchedulerSpec = Annotated[Asha | HyperBand | MedianStopping, Field(discriminator="kind")]
+
+__all__ = ["Dimension", "SamplerSpec", "SchedulerSpec", "SpaceSpec", "points"]

@@ -1,0 +1,71 @@
+"""What was tried and what to try next: points are asked of an Optuna study, and what came of them is told to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Literal
+
+from raybm.search.space import EDGE, Dimension, drawn, points
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.trial import Trial
+
+End = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    point: dict[str, Any]
+    """Path of a field → value."""
+    trial: Trial
+
+
+class Study:
+    """`sampler`: None for every combination, once each. `modes`: min or max, one for each objective. `job`: the plain values that `when`
+    looks at."""
+
+    def __init__(self, space: Mapping[str, Dimension], job: Mapping[str, Any], sampler: BaseSampler | None, modes: Sequence[str]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space, self.job = space, job
+        self.listed: Iterator[dict[str, Any]] | None = points(space, job) if sampler is None else None
+        directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
+        self.study = optuna.create_study(sampler=sampler or optuna.samplers.RandomSampler(), directions=directions)
+
+    def ask(self, point: Mapping[str, Any] | None = None) -> Asked | None:
+        """The next point, or that one again; None where every combination has been asked."""
+        if self.listed is not None:
+            following = next(self.listed, None)
+            point = following if point is None else point
+            if point is None:
+                return None
+        if point is not None:
+            self.study.enqueue_trial({name: _encoded(self.space[name], value) for name, value in point.items()})
+        trial = self.study.ask()
+        return Asked(drawn(self.space, self.job, lambda name, dimension: dimension.draw(trial, name)), trial)
+
+    def report(self, asked: Asked, value: float, time: int) -> None:
+        """A value on the way, of a single objective: what estimators know of trials that are stopped."""
+        asked.trial.report(value, time)
+
+    def tell(self, asked: Asked, end: End, values: Sequence[float] | None) -> None:
+        from optuna.trial import TrialState
+
+        if end == "finished":
+            self.study.tell(asked.trial, values)
+        else:
+            self.study.tell(asked.trial, state=TrialState.PRUNED if end == "stopped" else TrialState.FAIL)
+
+
+def _encoded(dimension: Dimension, value: Any) -> Any:
+    """As `Dimension.draw` asks Optuna for it."""
+    if dimension.choice is not None:
+        return json.dumps(value)
+    if dimension.normal is not None:
+        return min(max(NormalDist(*dimension.normal).cdf(value), EDGE), 1 - EDGE)
+    return value

@@ -1,0 +1,84 @@
+"""The `sweep` section: a search over any fields of the job."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from raybm.core.spec import Check, Spec
+from raybm.search import SamplerSpec, SchedulerSpec, SpaceSpec
+from raybm.search.space import Dimension
+from raybm.search.tpe import Tpe
+
+TIME = "validations"
+"""What trials are compared at: how often they have been validated."""
+VALIDATED = ("validation.loss", "validation.accuracy")
+"""What is known while a trial goes on."""
+SEARCHED = ("task", "model", "data", "train")
+"""Sections whose fields decide how good a model is."""
+TRAINED = ("train.train_loss", "train.tokens_per_s", "train.seconds", "train.tokens", "train.steps", "train.mfu", "train.profile.peak")
+
+
+class Budget(Spec):
+    """Where the sweep ends."""
+
+    trials: PositiveInt | None = None
+    """Points that are tried. Default: every combination of a grid, 20 of other samplers."""
+    hours: PositiveFloat | None = None
+    """After so long no trial is begun, and those that run are stopped."""
+
+
+class SweepSpec(Spec):
+    """Many trials of the job, each with other values of some fields; the best one's go on through evaluate and publish."""
+
+    space: SpaceSpec
+    """Path of a field → its values: `{loguniform: [1e-5, 1e-3]}`, `{choice: [4, 8]}`, `{uniform: [0, 0.1]}`, `{randint: [1, 4]}`,
+    `{normal: [0, 1]}`, or a list. Later fields can depend on earlier ones (`when`)."""
+    sampler: SamplerSpec = Tpe()
+    """What proposes the points."""
+    scheduler: SchedulerSpec | None = None
+    """What stops trials that do badly."""
+    objectives: Annotated[dict[str, Literal["min", "max"]], Field(min_length=1)] = {"validation.loss": "min"}
+    """What the best is best in: `validation.loss`, `validation.accuracy`, `train.…` (such as train.seconds), or a score of the test split,
+    `evaluate.…`. Of several, those points are kept that no other beats in all; the job goes on with the one that is best in the first."""
+    repeats: PositiveInt = 1
+    """Trials of each point, with seeds that count up from the job's; its value is their mean."""
+    budget: Budget = Budget()
+    concurrent: PositiveInt | None = None
+    """Trials at a time. Default: as many as fit."""
+    max_failures: NonNegativeInt = 1
+    """Times that a trial which died is begun again before it counts as failed."""
+
+    CHECKS: ClassVar[tuple[Check, ...]] = (
+        Check(("scheduler", "objectives"), lambda scheduler, objectives: _scheduled(scheduler, objectives)),
+        Check(("sampler", "space"), lambda sampler, space: _listed(sampler, space)),
+        Check(("space",), lambda space: _fields(space) or _conditions(space)),
+    )
+
+
+def _scheduled(scheduler: SchedulerSpec | None, objectives: dict[str, str]) -> tuple[str, str] | None:
+    if scheduler is None or (len(objectives) == 1 and next(iter(objectives)) in VALIDATED):
+        return None
+    return f"{scheduler.kind} needs one objective that is known on the way.", f"Use {' or '.join(VALIDATED)}, or drop the scheduler."
+
+
+def _listed(sampler: SamplerSpec, space: dict[str, Dimension]) -> tuple[str, str] | None:
+    endless = [name for name, dimension in space.items() if dimension.values() is None]
+    if sampler.kind == "grid" and endless:
+        return f"a grid cannot list the values of {', '.join(endless)}.", "Give lists, or use another sampler."
+    return None
+
+
+def _fields(space: dict[str, Dimension]) -> tuple[str, str] | None:
+    wrong = [name for name in space if name.split(".")[0] not in SEARCHED]
+    return (f"{', '.join(wrong)} is nothing to search over.", f"There are fields of {', '.join(SEARCHED)}.") if wrong else None
+
+
+def _conditions(space: dict[str, Dimension]) -> tuple[str, str] | None:
+    names = list(space)
+    for place, (name, dimension) in enumerate(space.items()):
+        later = [path for path in dimension.when if path in names[place:]]
+        if later:
+            return f"{name} depends on {', '.join(later)}, which stands below it.", "Put what is depended on first."
+    return None

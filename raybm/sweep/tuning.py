@@ -1,0 +1,223 @@
+"""A search under Ray Tune: what Tune asks, what it is told, and what a trial does in its own process."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune as raytune
+from ray.tune import Callback
+from ray.tune.search import Searcher
+
+from raybm import runner
+from raybm.core.artifact import Record
+from raybm.core.cache import cache_folder
+from raybm.core.context import Context
+from raybm.core.errors import RaybmError
+from raybm.core.events import Events
+from raybm.core.runs import Walker
+from raybm.core.storage import open_storage
+from raybm.spec.job import JobSpec, Resources
+from raybm.spec.sweep import TIME
+from raybm.sweep.search import Point, Search, Trial
+
+log = logging.getLogger(__name__)
+FINISHED = "finished"
+ERROR = "error"
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' numbers stand in files of our own,
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # and what a sweep goes on from, too
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a table whatever `verbose` says
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
+}
+
+
+def tune(search: Search) -> None:
+    """Try until nothing is left, or the budget's time is over."""
+    spec, resources = search.spec, search.base.resources
+    alone = resources.workers == 1
+    scheduler = spec.scheduler.build(search.first, spec.objectives[search.first], TIME) if spec.scheduler else None
+    asking = Asking(search)
+    os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    folder = Path(tempfile.mkdtemp(prefix="raybm-tune-"))
+    try:
+        raytune.run(
+            raytune.with_resources(_trial, _ask(resources) if alone else {"CPU": 0.01}),
+            search_alg=asking,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=spec.concurrent or _fitting(resources),
+            max_failures=spec.max_failures,
+            raise_on_failed_trial=False,
+            reuse_actors=alone,
+            time_budget_s=spec.budget.hours and spec.budget.hours * 3600,
+            callbacks=[asking.errors],
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+            storage_path=str(folder),
+            verbose=0,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    asking.close()
+
+
+def _ask(resources: Resources) -> dict[str, float]:
+    """What a trial of one worker holds."""
+    asked = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    return asked | ({f"accelerator_type:{resources.accelerator_type}": 0.001} if resources.accelerator_type else {})
+
+
+def _fitting(resources: Resources) -> int:
+    """How many trials the cluster holds at a time, a CPU left for data."""
+    there = ray.cluster_resources()
+    room = math.floor((there.get("CPU", 1.0) - 1) / (resources.workers * resources.cpus_per_worker) + 1e-9)
+    if resources.gpus_per_worker:
+        room = min(room, math.floor(there.get("GPU", 0.0) / (resources.workers * resources.gpus_per_worker) + 1e-9))
+    return max(1, int(room))
+
+
+class Asking(Searcher):
+    """Tune's face of a search."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(metric=search.first, mode=search.spec.objectives[search.first])
+        self.search = search
+        self.running: dict[str, tuple[Point, Trial]] = {}
+        self.errors = Errors(self)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        following = self.search.next()
+        if following is None:
+            return str(Searcher.FINISHED)
+        self.running[trial_id] = following
+        trial = following[1]
+        return {"job": self.search.trial_job(trial).canonical(), "name": trial.name, "run": self.search.run}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id in self.running and FINISHED not in result and ERROR not in result and TIME in result:
+            point, trial = self.running[trial_id]
+            self.running[trial_id] = point, self.search.reported(point, trial, _numbers(result))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if not error and trial_id in self.running:  # else the callback knows why
+            result = result or {}
+            reason = str(result.get(ERROR, ""))
+            self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
+
+    def over(self, trial_id: str, end: str, result: Mapping[str, Any], error: str) -> None:
+        point, trial = self.running.pop(trial_id)
+        metrics = _numbers(result) or trial.metrics
+        seconds = round(float(result.get("time_total_s", 0.0)), 2)
+        self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))
+
+    def close(self) -> None:
+        """What runs when the time is over has been stopped."""
+        for trial_id in list(self.running):
+            self.over(trial_id, "stopped", {}, "")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Trials are kept in the storage."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Trials are kept in the storage."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # Tune pickles it beside its own state, which nobody reads
+        return (object, ())
+
+
+class Errors(Callback):
+    """Why trials died."""
+
+    def __init__(self, asking: Asking) -> None:
+        self.asking = asking
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        text = str(trial.get_error() or "it died.")
+        reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it died.")
+        if trial.trial_id in self.asking.running:
+            self.asking.over(trial.trial_id, "failed", trial.last_result or {}, reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (object, ())
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """Ours of what a trial reported, not Tune's own."""
+    return {name: float(value) for name, value in result.items() if name == TIME or ("." in name and isinstance(value, int | float))}
+
+
+# ---- in the trial's process
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """The stages of one job, with a report at each validation. What the user can mend is reported, and not tried again."""
+    told: dict[str, Any] = {TIME: 0}
+
+    def listen(kind: str, fields: dict[str, Any]) -> None:
+        if kind == "validate":
+            told.update({f"validation.{name}": value for name, value in fields.items() if name != "step"})
+            told[TIME] += 1
+            raytune.report(dict(told))
+
+    try:
+        records = _walk(config, listen)
+    except RaybmError as error:
+        raytune.report({**told, ERROR: str(error)})
+        return
+    finally:
+        gc.collect()  # the next trial of this process wants the memory
+    raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
+
+
+def _walk(config: dict[str, Any], listen: Callable[[str, dict[str, Any]], None]) -> dict[str, Record]:
+    job = JobSpec.parse(config["job"])
+    storage = open_storage(job.storage)
+    job = runner.settled(job, storage)
+    place = f"{config['run']}/trials/{config['name']}"
+    folder = storage.local(f"runs/{place}") or cache_folder("runs") / place
+    alone = job.resources.workers == 1
+    context = Context(job.canonical(), job.name, storage, job.resources, folder, Events(folder, [listen]), log.info, alone=alone)
+    return runner.run(job, Alone(f"{config['run']}/{config['name']}"), context, nullcontext)
+
+
+class Alone(Walker):
+    """Nobody watches a trial but Tune."""
+
+    def __init__(self, name: str) -> None:
+        self.id, self.stopped = name, None
+
+    def update(self, **changes: Any) -> None:
+        """A trial's state is what it reports."""
+
+    def stop(self, why: RaybmError) -> None:
+        """Somebody else makes the same artifact: this process ends, and Tune begins the trial again."""
+        log.error("%s", why)
+        os._exit(1)
+
+
+def _flat(records: Mapping[str, Record]) -> Iterator[tuple[str, float]]:
+    """Numbers of the stages' records by path; the validation of the published step stands as the last one's do."""
+    for stage, record in records.items():
+        yield from _leaves(f"{stage}.", record.metrics)
+    for name, value in (records["train"].metrics.get("validation") or {}).items():
+        yield f"validation.{name}", value
+
+
+def _leaves(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(f"{path}{name}.", value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{path}{name}", float(value)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybm.core.context import Context
+from raybm.core.errors import SpecError, UserError
+from raybm.core.events import Events, read_events
+from raybm.core.storage import open_storage
+from raybm.spec import JobSpec
+from raybm.sweep.search import Search, Trial, check
+
+
+def job(folder: Path, sweep: dict[str, Any], **changes: Any) -> JobSpec:
+    return JobSpec.parse(
+        {
+            "name": "tiny",
+            "storage": str(folder / "store"),
+            "resources": {"workers": 1},
+            "task": {"kind": "causal_lm"},
+            "model": {"ref": "scratch:llama", "max_length": 32, "config": {"hidden_size": 32}, "tokenizer": {"train": "char"}},
+            "data": {"sources": [{"kind": "text", "path": str(folder / "text.txt")}]},
+            "sweep": sweep,
+        }
+        | changes
+    )
+
+
+def search(folder: Path, sweep: dict[str, Any], run: str = "run") -> Search:
+    if not (folder / "text.txt").exists():
+        (folder / "text.txt").write_text("the quick brown fox", encoding="utf-8")
+    made = job(folder, sweep)
+    said: list[str] = []
+    context = Context(made.canonical(), "tiny", open_storage(made.storage), made.resources, folder, Events(folder), said.append)
+    return Search(made, context, run)
+
+
+def end(found: Search, **loss: float) -> Trial:
+    """The next trial, finished with these metrics, or failed without."""
+    following = found.next()
+    assert following is not None
+    point, trial = following
+    metrics = {f"validation.{name}": value for name, value in loss.items()}
+    trial = trial.model_copy(update={"end": "finished", "metrics": metrics} if loss else {"end": "failed", "error": "it burnt."})
+    found.ended(point, trial)
+    return trial
+
+
+GRID = {"space": {"train.lr": [0.1, 0.2], "train.global_batch": [8, 16]}, "sampler": {"kind": "grid"}}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "wrong"),
+    [
+        ({"space": {}}, "sweep.space"),
+        ({"space": {"train.lr": {"uniform": [0, 1]}}, "sampler": {"kind": "grid"}}, "a grid cannot list the values of train.lr"),
+        ({"space": {"train.lr": [1]}, "objectives": {"evaluate.accuracy": "max"}}, "no stage reports evaluate.accuracy"),
+        ({"space": {"train.lr": [1]}, "objectives": {"validation.los": "min"}}, "Did you mean 'validation.loss'?"),
+        ({"space": {"train.lr": [1]}, "budget": {"trials": 0}}, "sweep.budget.trials"),
+        ({"space": {"resources.workers": [1, 2]}}, "resources.workers is nothing to search over"),
+        (
+            {"space": {"train.lr": [1]}, "objectives": {"evaluate.loss": "min"}, "scheduler": {"kind": "asha"}},
+            "asha needs one objective that is known on the way",
+        ),
+        (
+            {"space": {"train.lr": {"choice": [1], "when": {"train.ema": 1}}, "train.ema": [1]}},
+            "train.lr depends on train.ema, which stands below",
+        ),
+    ],
+)
+def test_mistakes_in_the_section(tmp_path: Path, sweep: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        job(tmp_path, sweep)
+    assert wrong in str(caught.value)
+
+
+def test_values_that_the_job_does_not_take(tmp_path: Path) -> None:
+    space = {
+        "train.lrr": [1],
+        "train.lr": {"uniform": [-1, 1]},
+        "train.zero.stage": [1, 7],
+        "train.micro_batch": [4, 5],
+        "train.epochs": [1, 2],
+    }
+    with pytest.raises(SpecError) as caught:
+        check(job(tmp_path, {"space": space}))
+    text = str(caught.value)
+    assert "sweep.space.train.lrr" in text and "Did you mean 'lr'?" in text
+    assert "sweep.space.train.lr: with -1.0" in text and "sweep.space.train.zero.stage: with 7" in text
+    assert "sweep.space.train.micro_batch: with 5: train.global_batch: 32 samples cannot be dealt" in text and "epochs" not in text
+
+
+def test_the_best_goes_on(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID)
+    for loss in (3.0, 1.0, 2.0):
+        end(found, loss=loss)
+    end(found)
+    assert found.next() is None and not found.more
+    winner = found.winner()
+    assert (winner.train.lr, winner.train.global_batch, winner.sweep) == (0.1, 16, None)
+    rows = list(csv.DictReader(io.StringIO(found.table())))
+    assert (
+        [row["end"] for row in rows] == ["finished"] * 3 + ["failed"]
+        and rows[1]["validation.loss"] == "1.0"
+        and rows[3]["error"] == "it burnt."
+    )
+    events = [event for event in read_events(tmp_path / "metrics.jsonl") if event["kind"] == "trial"]
+    assert [event["step"] for event in events] == [1, 2, 3, 4] and events[1]["validation.loss"] == 1.0
+
+
+def test_nothing_finished(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID | {"budget": {"trials": 1}})
+    end(found)
+    with pytest.raises(UserError, match=r"no trial of 1 points was finished. it burnt."):
+        found.winner()
+
+
+def test_values_that_are_wrong_together(tmp_path: Path) -> None:
+    found = search(tmp_path, {"space": {"train.global_batch": [2, 4], "train.micro_batch": [2, 4]}, "sampler": {"kind": "grid"}})
+    tried = []
+    while (following := found.next()) is not None:
+        tried.append(following[1].values)
+        found.ended(following[0], following[1].model_copy(update={"end": "stopped"}))
+    assert {"train.global_batch": 2, "train.micro_batch": 4} not in tried and len(tried) == 3
+    assert "2 samples cannot be dealt to 1 workers" in found.points[1].trials[0].error
+
+
+def test_a_metric_that_did_not_come(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID)
+    end(found, accuracy=0.5)
+    assert found.points[0].trials[0].error == "no validation.loss was reported."
+
+
+def test_begun_again(tmp_path: Path) -> None:
+    first = search(tmp_path, {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "budget": {"trials": 5}})
+    done = [end(first, loss=2.0), end(first, loss=1.0)]
+    running = first.next()
+    assert running is not None
+    second = search(tmp_path, {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "budget": {"trials": 4}}, "again")
+    assert [point.trials[0].values for point in second.points[:2]] == [pytest.approx(trial.values) for trial in done]
+    following = second.next()
+    assert following is not None and following[1].values == pytest.approx(running[1].values)
+    second.ended(following[0], following[1].model_copy(update={"end": "stopped"}))
+    end(second, loss=3.0)
+    assert second.next() is None and second.winner().train.lr == pytest.approx(done[1].values["train.lr"])
+
+
+def test_the_mean_of_the_seeds_counts(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID | {"repeats": 2, "budget": {"trials": 2}})
+    seeds = []
+    for loss in (1.0, 5.0, 2.0, 2.0):
+        trial = end(found, loss=loss)
+        seeds.append(found.trial_job(trial).seed)
+    assert seeds == [17, 18, 17, 18] and [point.mean("validation.loss") for point in found.ranked()] == [2.0, 3.0]
+    assert found.winner().train.global_batch == 16 and found.winner().seed == 17

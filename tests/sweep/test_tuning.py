@@ -1,0 +1,86 @@
+"""Whole sweeps of a tiny job on a real Ray."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util import placement_group_table
+
+from raybm.cli.driver import drive
+from raybm.core.events import by_step, read_events
+from raybm.core.runs import states
+from raybm.core.spec import load
+from raybm.core.storage import open_storage
+from raybm.spec import JobSpec
+from tests.e2e import job
+
+pytestmark = pytest.mark.integration
+TRAIN = {"max_steps": 12, "validate_every_steps": 3, "global_batch": 8, "zero": {"stage": 0}}
+
+
+def spec(folder: Path, sweep: dict[str, Any] | None, **changes: Any) -> JobSpec:
+    given = {"resources": {"workers": 1}, "train": TRAIN, "data": {"split": {"validation": 0.2, "test": 0.2}}} | changes
+    return load(JobSpec, job.write_spec(folder, str(folder / "store"), **given, **({"sweep": sweep} if sweep else {})))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """sweep.csv of the newest run."""
+    newest = states(open_storage(str(folder / "store")))[0].run
+    return list(csv.DictReader((folder / "store" / "runs" / newest / "sweep.csv").open(encoding="utf-8")))
+
+
+def held() -> tuple[list[Any], list[Any]]:
+    """Placement groups, and actors of trials, that are still there."""
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    alive = [actor for actor in ray._private.state.actors().values() if actor["State"] not in ("DEAD",)]
+    return groups, [actor for actor in alive if actor["ActorClassName"] == "ImplicitFunc"]
+
+
+def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: str, tmp_path: Path) -> None:
+    sweep = {"space": {"train.lr": [1e-4, 1e-2, 1e12]}, "sampler": {"kind": "grid"}}
+    given = spec(tmp_path, sweep)
+    records = drive(given, ray_session)
+    table = {float(row["train.lr"]): row for row in rows(tmp_path)}
+    assert [table[lr]["end"] for lr in (1e-4, 1e-2, 1e12)] == ["finished", "finished", "failed"]
+    assert "the loss is" in table[1e12]["error"] and float(table[1e-2]["validation.loss"]) < float(table[1e-4]["validation.loss"])
+    assert records["publish"].metrics["version"] == 1 and records["train"].view["train"]["lr"] == 1e-2
+    assert held() == ([], [])
+
+    made = sorted((tmp_path / "store" / "artifacts" / "train").iterdir())
+    again = drive(given, ray_session)
+    assert again["train"].key == records["train"].key and sorted((tmp_path / "store" / "artifacts" / "train").iterdir()) == made
+    assert rows(tmp_path) == list(table.values())
+
+
+def test_a_trial_learns_what_a_gang_of_one_learns(ray_session: str, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir(), (tmp_path / "gang").mkdir()
+    drive(spec(tmp_path / "alone", {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}, publish=None), ray_session)
+    drive(spec(tmp_path / "gang", None, publish=None, train=TRAIN | {"lr": 1e-2}), ray_session)
+    alone = tmp_path / "alone" / "store" / "runs" / states(open_storage(str(tmp_path / "alone" / "store")))[0].run / "trials" / "00001-0"
+    losses = {event["step"]: event["loss"] for event in by_step(read_events(alone / "metrics.jsonl"), "train")}
+    assert losses == pytest.approx(job.losses(open_storage(str(tmp_path / "gang" / "store"))), rel=1e-6)
+
+
+def test_a_scheduler_stops_what_falls_behind(ray_session: str, tmp_path: Path) -> None:
+    space = {"train.lr": [1e-2, 1e-7], "train.warmup": [0.0, 0.01]}
+    sweep = {"space": space, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}, "concurrent": 1}
+    drive(spec(tmp_path, sweep, publish=None, evaluate=None), ray_session)
+    assert [row["end"] for row in rows(tmp_path)] == ["finished", "finished", "stopped", "stopped"]
+    assert held() == ([], [])
+
+
+def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path) -> None:
+    sweep = {"space": {"train.lr": [1e-2, 1e-7]}, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}}
+    train = TRAIN | {"validate_every_steps": 2, "zero": {"stage": 1}}
+    given = spec(tmp_path, sweep, publish=None, evaluate=None, resources={"workers": 2}, train=train)
+    records = drive(given, ray_session)
+    assert [row["end"] for row in rows(tmp_path)] == ["finished", "stopped"] and records["train"].view["workers"] == 2
+    deadline = time.monotonic() + 60  # Ray Train's cleaner looks every few seconds
+    while held() != ([], []) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert held() == ([], [])
