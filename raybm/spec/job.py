@@ -146,6 +146,14 @@ class JobSpec(Spec):
                 (f"ZeRO stage 3 cannot shard {kind} weights.", "Use zero.stage 0, 1 or 2.") if kind and stage in (3, "auto") else None
             ),
         ),
+        Check(
+            ("train.zero.stage", "task"),
+            lambda stage, task: (
+                ("DeepSpeed 0.19 cannot shard the temperature of such a model, a single number.", "Use zero.stage 0, 1 or 2.")
+                if stage == 3 and task.kind == "image_text"
+                else None
+            ),
+        ),
         Check(("data.split.validation", "data.sources", "train.early_stopping"), lambda *values: _validation(*values)),
         Check(("storage",), lambda storage: _storage(storage)),
     )

@@ -176,6 +176,9 @@ def initialize(model: PreTrainedModel, spec: TrainSpec) -> Any:
         import deepspeed
 
         deepspeed.init_distributed()  # adopts the process group that stands; without it ZeRO-3 sees one rank
+        for parameter in model.parameters():
+            if parameter.ndim == 0:  # such as CLIP's temperature: DeepSpeed 0.19 sends weights as bytes, which a number cannot be viewed as
+                parameter.data, parameter.was_number = parameter.data.reshape(1), True
         config = zero.deepspeed_config(spec, dist.get_world_size(), next(model.parameters()).device.type)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
     if spec.compile:
@@ -259,5 +262,7 @@ def export(engine: Any, part: torch.nn.Module | None = None) -> dict[str, torch.
     state = engine._zero3_consolidated_16bit_state_dict() if sharded else engine.module.state_dict()
     if dist.get_rank() != 0:
         return None
+    numbers = [name for name, parameter in engine.module.named_parameters() if hasattr(parameter, "was_number")]
+    state |= {name: state[name].reshape(()) for name in numbers}
     inside = next(f"{name}." if name else "" for name, module in engine.module.named_modules() if module is (part or engine.module))
     return {name.removeprefix(inside): tensor.detach().cpu().clone() for name, tensor in state.items() if name.startswith(inside)}
