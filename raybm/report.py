@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raybm.charts import Series, line_chart
@@ -20,6 +19,7 @@ from raybm.core.events import FILE as METRICS
 from raybm.core.events import by_step, json_lines, read_events
 from raybm.core.runs import read_state, states
 from raybm.core.storage import Storage, open_storage
+from raybm.pages import number, template
 from raybm.plan.units import size
 from raybm.stages.publish import check_gate
 
@@ -31,7 +31,6 @@ MATRIX_MAX = 60  # classes; beyond, only the most frequent confusions are readab
 HEADLINES = ("macro_f1", "f1", "rmse", "chrf", "recall_at_1", "perplexity", "accuracy", "loss")
 NO_SHARES = ("loss", "perplexity", "rmse", "mae", "bleu", "chrf")
 SPLITS = ("train", "validation", "test")
-NAMES = {"f1": "F1", "lm": "LM", "mfu": "FLOPs utilisation"}
 
 
 def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) -> Path:
@@ -43,7 +42,7 @@ def write(run_dir: Path, job: Mapping[str, Any], records: Mapping[str, Record]) 
     evaluation = _json(root, records, "evaluate", "evaluation.json") or {}
     scores, headline = list(_scores(evaluation)), _headline(job, evaluation)
     events = _events(root, run_dir, job) if "train" in records else []
-    page = _template().render(
+    page = template("report.html.j2", size=size).render(
         job=job,
         run=run_dir.name,
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -262,46 +261,3 @@ def _split_names(records: Mapping[str, Record]) -> list[str]:
 
 def _bad_rows(root: Storage, records: Mapping[str, Record]) -> list[dict[str, Any]]:
     return json_lines(_read(root, records, "prepare", "bad_rows.jsonl") or b"")[:BAD_SHOWN]
-
-
-# ---- how it is shown
-
-
-def number(value: Any) -> str:
-    """1234567 → 1,234,567; 0.84613 → 0.8461; 0.00003 → 3e-05; what is no number as it is."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or (abs(value) >= 1000 and abs(value) < 1e15):
-        return f"{value:,.0f}"
-    return f"{value:.4f}" if 0.01 <= abs(value) < 10 else f"{value:.4g}"
-
-
-def seconds(value: float) -> str:
-    """0.4 → 0.4 s; 75 → 1 min 15 s; 3700 → 1 h 2 min."""
-    if value < 60:
-        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def short(count: int) -> str:
-    """22713216 → 22.7M."""
-    for unit, many in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if count >= many:
-            return f"{count / many:.1f}{unit}"
-    return str(count)
-
-
-def words(name: str) -> str:
-    """macro_f1 → macro F1; tokens_per_s → tokens/s."""
-    return " ".join(NAMES.get(word, word) for word in name.replace("_per_", "/").split("_"))
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=number, seconds=seconds, short=short, words=words, size=size)
-    return environment.get_template("report.html.j2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -60,6 +61,21 @@ class Study:
             self.study.tell(asked.trial, values)
         else:
             self.study.tell(asked.trial, state=TrialState.PRUNED if end == "stopped" else TrialState.FAIL)
+
+    def importance(self) -> dict[str, float]:
+        """Path → share of the first objective's variance that the field explains (fANOVA); empty where that cannot be said."""
+        import optuna
+
+        several = len(self.study.directions) > 1
+        try:
+            found = optuna.importance.get_param_importances(
+                self.study,
+                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+                target=(lambda trial: trial.values[0]) if several else None,
+            )
+        except (ValueError, RuntimeError):  # too few, or all alike
+            return {}
+        return {name: share for name, share in found.items() if math.isfinite(share)}
 
 
 def _encoded(dimension: Dimension, value: Any) -> Any:

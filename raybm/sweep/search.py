@@ -89,6 +89,7 @@ def check(job: JobSpec) -> None:
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> JobSpec:
     """Search until the budget is used up, and return the job with the best point's values. Raises UserError where no point was
     finished."""
+    from raybm.sweep.page import write
     from raybm.sweep.tuning import tune
 
     try:
@@ -100,9 +101,12 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
             for repeat in range(search.spec.repeats):  # what the trials share is made before them, once
                 shared = search.trial_job(Trial(point=0, repeat=repeat, values={}))
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
-        if search.more:
-            tune(search)
-    context.run_dir.joinpath("sweep.csv").write_text(search.table(), encoding="utf-8")
+        try:
+            if search.more:
+                tune(search)
+        finally:  # also of what was interrupted
+            context.run_dir.joinpath("sweep.csv").write_text(search.table(), encoding="utf-8")
+            context.progress(f"sweep: {write(search, context.run_dir)}")
     return search.winner()
 
 
@@ -184,6 +188,17 @@ class Search:
         sign = 1 if self.spec.objectives[self.first] == "min" else -1
         return sorted((point for point in self.points if point.end == "finished"), key=lambda point: sign * (point.mean(self.first) or 0.0))
 
+    def front(self) -> list[Point]:
+        """The finished points that no other one beats in an objective without being beaten in another (the Pareto front)."""
+        signs = [1 if mode == "min" else -1 for mode in self.spec.objectives.values()]
+        finished = self.ranked()
+        costs = [[sign * (point.mean(name) or 0.0) for sign, name in zip(signs, self.spec.objectives, strict=True)] for point in finished]
+
+        def beaten(own: list[float]) -> bool:
+            return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in costs)
+
+        return [point for point, own in zip(finished, costs, strict=True) if not beaten(own)]
+
     def winner(self) -> JobSpec:
         """The whole job with the values of the best point. Raises UserError where there is none."""
         ranked = self.ranked()
@@ -193,19 +208,25 @@ class Search:
             raise UserError(what, where="sweep", remedy="Mend what the trials say, or raise sweep.budget.")
         best = ranked[0].trials[0]
         self.context.progress(f"sweep: the best of {len(self.points)} points is {best.point}: {self._values(best)}")
+        if len(self.spec.objectives) > 1:
+            on_front = ", ".join(str(point.trials[0].point) for point in self.front())
+            self.context.progress(f"sweep: beaten by none in everything (`front` in sweep.csv): points {on_front}")
         return JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.values))
 
     def table(self) -> str:
-        """sweep.csv: a row a trial."""
+        """sweep.csv: a row a trial; `front` says whether its point is on the Pareto front."""
+        front = {point.trials[0].point for point in self.front()}
         trials = [trial for point in self.points for trial in point.trials]
         metrics = sorted({name for trial in trials for name in trial.metrics})
         text = io.StringIO()
         rows = csv.writer(text)
-        rows.writerow(["point", "repeat", "end", *self.spec.space, *metrics, "seconds", "error"])
+        rows.writerow(["point", "repeat", "end", "front", *self.spec.space, *metrics, "seconds", "error"])
         for trial in trials:
             values = [json.dumps(trial.values[path]) if path in trial.values else "" for path in self.spec.space]
             scores = [trial.metrics.get(name, "") for name in metrics]
-            rows.writerow([trial.point, trial.repeat, trial.end or "", *values, *scores, trial.seconds, trial.error])
+            rows.writerow(
+                [trial.point, trial.repeat, trial.end or "", int(trial.point in front), *values, *scores, trial.seconds, trial.error]
+            )
         return text.getvalue()
 
     def _key(self) -> str:

@@ -12,6 +12,7 @@ from raybm.core.errors import SpecError, UserError
 from raybm.core.events import Events, read_events
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
+from raybm.sweep.page import write
 from raybm.sweep.search import Search, Trial, check
 
 
@@ -112,6 +113,14 @@ def test_the_best_goes_on(tmp_path: Path) -> None:
     assert [event["step"] for event in events] == [1, 2, 3, 4] and events[1]["validation.loss"] == 1.0
 
 
+def test_the_front_of_several_objectives(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID | {"objectives": {"validation.loss": "min", "validation.accuracy": "max"}})
+    for loss, accuracy in ((1.0, 0.5), (2.0, 0.9), (2.0, 0.4), (1.0, 0.5)):
+        end(found, loss=loss, accuracy=accuracy)
+    assert [point.trials[0].point for point in found.front()] == [1, 4, 2]
+    assert [row["front"] for row in csv.DictReader(io.StringIO(found.table()))] == ["1", "1", "0", "1"]
+
+
 def test_nothing_finished(tmp_path: Path) -> None:
     found = search(tmp_path, GRID | {"budget": {"trials": 1}})
     end(found)
@@ -157,3 +166,36 @@ def test_the_mean_of_the_seeds_counts(tmp_path: Path) -> None:
         seeds.append(found.trial_job(trial).seed)
     assert seeds == [17, 18, 17, 18] and [point.mean("validation.loss") for point in found.ranked()] == [2.0, 3.0]
     assert found.winner().train.global_batch == 16 and found.winner().seed == 17
+
+
+def test_the_page(tmp_path: Path) -> None:
+    space = {
+        "train.lr": {"loguniform": [1e-4, 1e-1]},
+        "train.optimizer": ["adamw", "sgd"],
+        "train.ema": {"choice": [0.9], "when": {"train.optimizer": "sgd"}},
+    }
+    found = search(tmp_path, {"space": space, "budget": {"trials": 8}, "objectives": {"validation.loss": "min", "train.seconds": "min"}})
+    for loss in (3.0, 1.0, 2.0, 4.0, 2.5, 1.5, 1.0):
+        following = found.next()
+        assert following is not None
+        point, trial = following
+        trial = found.reported(point, trial, {"validations": 1, "validation.loss": 5.0})
+        found.ended(point, trial.model_copy(update={"end": "finished", "metrics": {"validation.loss": loss, "train.seconds": 1 / loss}}))
+    end(found)
+    text = write(found, tmp_path).read_text(encoding="utf-8")
+    for shown in (
+        "best: point",
+        "7 finished",
+        "1 failed",
+        "it burnt.",
+        "What matters",
+        "train.optimizer",
+        "Values and what came of them",
+        "the front",
+    ):
+        assert shown in text
+    assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_a_page_of_nothing(tmp_path: Path) -> None:
+    assert "nothing finished" in write(search(tmp_path, GRID), tmp_path).read_text(encoding="utf-8")

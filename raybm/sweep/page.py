@@ -1,0 +1,143 @@
+"""sweep.html: what was tried, what came of it, and what mattered, on one page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from raybm.charts import Axis, Dot, Line, Series, line_chart, parallel, scatter
+from raybm.pages import number, template
+from raybm.spec.sweep import TIME
+from raybm.sweep.search import Point, Search
+
+FILE = "sweep.html"
+CURVES = 40
+"""Trials whose learning curves are drawn, the best ones."""
+
+
+def write(search: Search, folder: Path) -> Path:
+    ranked = search.ranked()
+    trials = [trial for point in search.points for trial in point.trials]
+    best = None
+    if ranked:
+        first = ranked[0].trials[0]
+        best = {"number": first.point, "values": first.values, "score": ranked[0].mean(search.first), "finished": len(ranked)}
+    page = template("sweep.html.j2").render(
+        name=search.job.name,
+        run=search.run,
+        sampler=search.spec.sampler.kind,
+        scheduler=search.spec.scheduler.kind if search.spec.scheduler else None,
+        objectives=search.spec.objectives,
+        first=search.first,
+        ends=dict(Counter(trial.end or "not over" for trial in trials)),
+        best=best,
+        parallel=_parallel(search, ranked),
+        charts=[chart for chart in (_progress(search), _curves(search, ranked), _front(search)) if chart],
+        slices=[chart for path in search.spec.space if (chart := _slice(search, ranked, path))],
+        importance=search.study.importance() if ranked else {},
+        paths=list(search.spec.space),
+        repeats=search.spec.repeats > 1,
+        trials=trials,
+    )
+    target = folder / FILE
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def _score(search: Search, point: Point) -> float:
+    value = point.mean(search.first)
+    assert value is not None
+    return value
+
+
+def _progress(search: Search) -> Markup | None:
+    """The best so far after each finished point."""
+    over = [(number, _score(search, point)) for number, point in enumerate(search.points, 1) if point.end == "finished"]
+    pick = min if search.spec.objectives[search.first] == "min" else max
+    so_far = accumulate((value for _, value in over), pick)
+    steps = [(float(place), value) for (place, _), value in zip(over, so_far, strict=True)]
+    return line_chart(f"Best {search.first} by points tried", [Series("best so far", steps, 1)], number)
+
+
+def _curves(search: Search, ranked: list[Point]) -> Markup | None:
+    """Of single trials over validations: the best one's in the second colour."""
+    points = [*ranked, *(point for point in search.points if point not in ranked)][:CURVES]
+    series = []
+    for place, point in reversed(list(enumerate(points))):
+        for trial in point.trials:
+            found = [(each[TIME], each[search.first]) for each in trial.curve if search.first in each]
+            series.append(Series(f"point {trial.point}", found, 2 if place == 0 and ranked else 1))
+    return line_chart(f"{search.first} by validations", series, number, legend=False)
+
+
+def _front(search: Search) -> Markup | None:
+    if len(search.spec.objectives) < 2:
+        return None
+    across, up = list(search.spec.objectives)[:2]
+    front = search.front()
+    dots = [
+        Dot(x, y, f"point {point.trials[0].point}", 2 if point in front else 1)
+        for point in search.ranked()
+        if (x := point.mean(across)) is not None and (y := point.mean(up)) is not None
+    ]
+    return scatter("Objectives, the front in the second colour", dots, across, up)
+
+
+def _slice(search: Search, ranked: list[Point], path: str) -> Markup | None:
+    dimension, values = search.spec.space[path], {point.trials[0].point: point.trials[0].values.get(path) for point in ranked}
+    listed = [json.dumps(value) for value in dimension.values() or ()]
+    dots = [
+        Dot(
+            float(listed.index(json.dumps(value))) if dimension.choice else float(value),
+            _score(search, point),
+            f"point {point.trials[0].point}: {value}",
+            2 if point is ranked[0] else 1,
+        )
+        for point in ranked
+        if (value := values[point.trials[0].point]) is not None
+    ]
+    names = listed if dimension.choice else ()
+    return scatter(path, dots, path, search.first, log=dimension.loguniform is not None, names=names)
+
+
+def _parallel(search: Search, ranked: list[Point]) -> Markup | None:
+    """An axis a field and one for the first objective."""
+    scores = [_score(search, point) for point in ranked]
+    axes, shares = [], []
+    for path, dimension in search.spec.space.items():
+        values = [point.trials[0].values.get(path) for point in ranked]
+        if dimension.choice:
+            listed = [json.dumps(value) for value in dimension.choice]
+            places = [None if value is None else listed.index(json.dumps(value)) / max(1, len(listed) - 1) for value in values]
+            axes.append(Axis(path, listed[0], listed[-1] if len(listed) > 1 else ""))
+        else:
+            places, bottom, top = _scaled(values, dimension.loguniform is not None)
+            axes.append(Axis(path, bottom, top))
+        shares.append(places)
+    places, bottom, top = _scaled(scores, False)
+    axes.append(Axis(search.first, bottom, top))
+    shares.append(places)
+    lines = [
+        Line(
+            [places[rank] for places in shares], f"point {point.trials[0].point}", 1 - rank / max(1, len(ranked) - 1), 2 if rank == 0 else 1
+        )
+        for rank, point in enumerate(ranked)
+    ]
+    return parallel("Values and what came of them", axes, lines)
+
+
+def _scaled(values: list[Any], log: bool) -> tuple[list[float | None], str, str]:
+    """Each value's share of the way from the lowest to the highest, and these two."""
+    numbers = [None if value is None else math.log(value) if log else float(value) for value in values]
+    known = [each for each in numbers if each is not None]
+    if not known:
+        return list(numbers), "", ""
+    low, high = min(known), max(known)
+    shares = [None if each is None else (each - low) / ((high - low) or 1) for each in numbers]
+    return shares, *(number(math.exp(end) if log else end) for end in (low, high))  # type: ignore[return-value]

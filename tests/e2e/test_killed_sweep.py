@@ -1,0 +1,49 @@
+"""A sweep whose driver is killed goes on where it was when the same command is given again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import job
+
+pytestmark = pytest.mark.integration
+DEADLINE_S = 120.0
+
+
+def trials(store: Path) -> dict[str, dict[str, Any]]:
+    """By name, as they stand in the storage."""
+    found = {}
+    for path in store.glob("sweeps/*/*.json"):
+        found[path.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_killed_driver(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    sweep = {"space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}, "sampler": {"kind": "random"}, "budget": {"trials": 5}, "concurrent": 1}
+    train = {"max_steps": 20, "validate_every_steps": 5, "zero": {"stage": 0}}
+    spec = job.write_spec(tmp_path, str(store), resources={"workers": 1}, train=train, sweep=sweep, evaluate=None, publish=None)
+    with job.start(spec) as process:
+        deadline = time.monotonic() + DEADLINE_S
+        while sum(trial["end"] is not None for trial in trials(store).values()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+    before = {name: trial for name, trial in trials(store).items() if trial["end"] is not None}
+    assert 2 <= len(before) < 5
+    with job.start(spec) as process:
+        code, output = job.finish(process)
+    assert code == 0, output
+    after = trials(store)
+    assert len(after) == 5 and all(trial["end"] == "finished" for trial in after.values())
+    assert {name: after[name] for name in before} == before
+    assert f"sweep: {len(before)} points are done already" in output
+    newest = max((store / "runs").glob("*/sweep.csv"), key=lambda path: path.stat().st_mtime)
+    assert len(list(csv.DictReader(newest.open(encoding="utf-8")))) == 5
