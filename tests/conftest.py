@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import boto3
@@ -10,6 +11,8 @@ import pytest
 from raybm.cluster import connect
 from tests.ranks import Ranks
 from tests.s3server import start_weed, stop_weed
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background lets it be ignored
 
 
 @pytest.fixture(scope="session")
