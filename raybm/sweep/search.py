@@ -24,8 +24,8 @@ from raybm.spec.sweep import TIME
 
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
-PREPARES = ("seed", "task", "data", "model.ref", "model.max_length", "model.tokenizer", "model.image")
-"""Fields that prepared rows depend on."""
+PREPARES = ("task", "data", "model")
+"""Sections that prepared rows depend on."""
 
 
 class Trial(Spec):
@@ -97,7 +97,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     except ImportError as error:
         raise UserError(f"{error.name} is not installed.", where="sweep.sampler", remedy="Run: pip install 'raybm[sweep]'") from None
     with on_ray():
-        if not any(path.startswith(PREPARES) for path in search.spec.space):
+        if not any(path.split(".")[0] in PREPARES for path in search.spec.space):
             for repeat in range(search.spec.repeats):  # what the trials share is made before them, once
                 shared = search.trial_job(Trial(point=0, repeat=repeat, values={}))
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
