@@ -24,13 +24,19 @@ class Asha(Spec):
     """One in so many goes on, and gets so many times as long."""
 
     def build(self, metric: str, mode: str, time: str) -> TrialScheduler:
-        from ray.tune.schedulers import ASHAScheduler
+        return halving(metric, mode, time, self.grace, self.reduction, brackets=1)
 
-        return ASHAScheduler(
-            time_attr=time,
-            metric=metric,
-            mode=mode,
-            max_t=ENDLESS,  # trials end by themselves
-            grace_period=self.grace,
-            reduction_factor=self.reduction,
-        )
+
+def halving(metric: str, mode: str, time: str, grace: int, reduction: float, brackets: int) -> TrialScheduler:
+    """Asynchronous successive halving, in one bracket or more."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(
+        time_attr=time,
+        metric=metric,
+        mode=mode,
+        max_t=ENDLESS,  # trials end by themselves
+        grace_period=grace,
+        reduction_factor=reduction,
+        brackets=brackets,
+    )

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from raybm.core.spec import Spec
+from raybm.search.asha import halving
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
-
-ENDLESS = 1_000_000  # validations
 
 
 class HyperBand(Spec):
@@ -27,14 +26,4 @@ class HyperBand(Spec):
     """Ways to halve, among which trials are dealt out: the first after `grace` validations, the next after `reduction` times as many."""
 
     def build(self, metric: str, mode: str, time: str) -> TrialScheduler:
-        from ray.tune.schedulers import AsyncHyperBandScheduler
-
-        return AsyncHyperBandScheduler(
-            time_attr=time,
-            metric=metric,
-            mode=mode,
-            max_t=ENDLESS,  # trials end by themselves
-            grace_period=self.grace,
-            reduction_factor=self.reduction,
-            brackets=self.brackets,
-        )
+        return halving(metric, mode, time, self.grace, self.reduction, self.brackets)
