@@ -71,7 +71,7 @@ def scored(name: str, storage: Path) -> dict[str, Any]:
 def against(kind: str, evaluation: dict[str, Any], prepared: Path) -> tuple[str, float]:
     """The metric that says most about a task, and the simple model's."""
     if "baseline" in evaluation:
-        main = ("macro_f1", "f1", "micro_f1", "rmse", "chrf", "recall_at_1", "accuracy")
+        main = ("macro_f1", "f1", "micro_f1", "rmse", "chrf", "recall_at_1", "image_to_text_recall_at_1", "accuracy")
         metric = next(name for name in main if name in evaluation["baseline"]["test"] and name in evaluation["test"])
         return metric, evaluation["baseline"]["test"][metric]
     if kind == "preference":
