@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raybm.core.artifact import Record
+from raybm.core.artifact import Artifact, Record
 from raybm.core.events import Events
 from raybm.core.storage import Storage
 
@@ -30,3 +30,7 @@ class Context:
     """Of the stages before this one."""
     alone: bool = False
     """One rank's work is done in this process, as by a sweep's small trials, and not by workers of Ray's."""
+    until: int | None = None
+    """Validations after which training pauses (raises Paused)."""
+    branches_from: Artifact | None = None
+    """Training that this one branches off, where its last phase begins."""

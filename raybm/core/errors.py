@@ -113,3 +113,14 @@ class SpecError(UserError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.problems, self.source)
+
+
+class Paused(Exception):
+    """Training stands at a checkpoint where it was asked to pause; the same stage goes on from there."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"paused after step {step}")
+        self.step = step
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.step,)

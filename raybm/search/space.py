@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from statistics import NormalDist
@@ -47,6 +48,35 @@ class Dimension(Spec):
             return trial.suggest_float(name, *self.loguniform, log=True)
         assert self.uniform is not None
         return trial.suggest_float(name, *self.uniform)
+
+    def share(self, value: Any) -> float:
+        """Where a value of a range lies, from 0 to 1 (of a normal distribution: its probability); equal steps are alike."""
+        if self.normal is not None:
+            return NormalDist(*self.normal).cdf(value)
+        low, high = self._range()
+        return (math.log(value / low) / math.log(high / low)) if self.loguniform else (value - low) / (high - low)
+
+    def value(self, share: float) -> Any:
+        """The value that lies there."""
+        if self.normal is not None:
+            return NormalDist(*self.normal).inv_cdf(min(max(share, EDGE), 1 - EDGE))
+        low, high = self._range()
+        share = min(max(share, 0.0), 1.0)
+        found = low * (high / low) ** share if self.loguniform else low + share * (high - low)
+        return round(found) if self.randint else min(max(found, low), high)
+
+    def scaled(self, value: Any, factor: float) -> Any:
+        """A value of a range, so many times as large, as far as the range goes."""
+        if self.normal is not None:
+            return value * factor
+        low, high = self._range()
+        found = min(max(value * factor, low), high)
+        return round(found) if self.randint else found
+
+    def _range(self) -> tuple[float, float]:
+        found = self.uniform or self.loguniform or self.randint
+        assert found is not None
+        return found
 
     def probes(self) -> tuple[Any, ...]:
         """Values that show whether the field takes what may be drawn: all of a choice, the ends of a range."""

@@ -13,6 +13,7 @@ from raybm.data import SourceSpec, StepSpec
 from raybm.data.exact_dedup import ExactDedup
 from raybm.data.normalize import Normalize
 from raybm.models.spec import ModelSpec
+from raybm.search import Population
 from raybm.spec.sweep import TRAINED, VALIDATED, SweepSpec
 from raybm.spec.train import EarlyStopping, TrainSpec, ZeroSpec
 from raybm.tasks import TaskSpec
@@ -136,6 +137,17 @@ class JobSpec(Spec):
         Check(("model.ref", "task"), lambda *values: _reference(*values)),
         Check(("train.schedule", "data.split.validation", "data.sources"), lambda *values: _plateau(*values)),
         Check(("sweep.objectives", "task", "evaluate"), lambda *values: _objectives(*values)),
+        Check(
+            ("sweep.scheduler", "train.early_stopping", "train.phases"),
+            lambda scheduler, *set_already: (
+                (
+                    "a population trains all its members to the end, and writes train.phases.",
+                    "Drop train.early_stopping and train.phases.",
+                )
+                if isinstance(scheduler, Population) and any(set_already)
+                else None
+            ),
+        ),
         Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
         Check(("data.sources", "data.steps", "task"), lambda *values: _columns(*values)),
         Check(("train.precision", "train.zero", "resources.gpus_per_worker"), lambda *values: _gpus(*values)),

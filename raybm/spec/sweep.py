@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
-from raybm.search import SamplerSpec, SchedulerSpec, SpaceSpec
-from raybm.search.space import Dimension
+from raybm.search import Dimension, Population, SamplerSpec, SchedulerSpec, SpaceSpec
 from raybm.search.tpe import Tpe
+from raybm.spec.train import CHANGING
 
 TIME = "validations"
 """What trials are compared at: how often they have been validated."""
@@ -38,7 +38,7 @@ class SweepSpec(Spec):
     sampler: SamplerSpec = Tpe()
     """What proposes the points."""
     scheduler: SchedulerSpec | None = None
-    """What stops trials that do badly."""
+    """What stops trials that do badly, or (pbt, pb2) changes their values on the way."""
     objectives: Annotated[dict[str, Literal["min", "max"]], Field(min_length=1)] = {"validation.loss": "min"}
     """What the best is best in: `validation.loss`, `validation.accuracy`, `train.…` (such as train.seconds), or a score of the test split,
     `evaluate.…`. Of several, those points are kept that no other beats in all; the job goes on with the one that is best in the first."""
@@ -53,6 +53,27 @@ class SweepSpec(Spec):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(("scheduler", "objectives"), lambda scheduler, objectives: _scheduled(scheduler, objectives)),
         Check(("sampler", "space"), lambda sampler, space: _listed(sampler, space)),
+        Check(("space", "scheduler"), lambda space, scheduler: _populated(space, scheduler)),
+        Check(
+            ("repeats", "scheduler"),
+            lambda repeats, scheduler: (
+                ("the members of a population are one trial each.", "Drop it.") if repeats > 1 and _population(scheduler) else None
+            ),
+        ),
+        Check(
+            ("budget.trials", "scheduler"),
+            lambda trials, scheduler: (
+                (f"{scheduler.kind} goes by its size, and until its members are trained.", "Drop it, and set scheduler.size.")
+                if trials and _population(scheduler)
+                else None
+            ),
+        ),
+        Check(
+            ("sampler", "scheduler"),
+            lambda sampler, scheduler: (
+                ("a grid is no way to begin a population.", "Use random.") if sampler.kind == "grid" and _population(scheduler) else None
+            ),
+        ),
         Check(("space",), lambda space: _fields(space) or _conditions(space)),
     )
 
@@ -61,6 +82,24 @@ def _scheduled(scheduler: SchedulerSpec | None, objectives: dict[str, str]) -> t
     if scheduler is None or (len(objectives) == 1 and next(iter(objectives)) in VALIDATED):
         return None
     return f"{scheduler.kind} needs one objective that is known on the way.", f"Use {' or '.join(VALIDATED)}, or drop the scheduler."
+
+
+def _population(scheduler: SchedulerSpec | None) -> bool:
+    return isinstance(scheduler, Population)
+
+
+def _populated(space: dict[str, Dimension], scheduler: SchedulerSpec | None) -> tuple[str, str] | None:
+    """Whether a population can change the fields on the way."""
+    if scheduler is None or not _population(scheduler):
+        return None
+    fixed = [name for name in space if name not in [f"train.{field}" for field in CHANGING]]
+    if fixed:
+        return f"{', '.join(fixed)} cannot change while a model trains.", f"There are train.{', train.'.join(CHANGING)}."
+    if conditional := [name for name, dimension in space.items() if dimension.when]:
+        return f"{', '.join(conditional)} depends on others.", f"{scheduler.kind} takes no `when`."
+    if scheduler.kind == "pb2" and (chosen := [name for name, dimension in space.items() if dimension.choice]):
+        return f"{', '.join(chosen)} is a choice.", "pb2 is for ranges; take pbt."
+    return None
 
 
 def _listed(sampler: SamplerSpec, space: dict[str, Dimension]) -> tuple[str, str] | None:

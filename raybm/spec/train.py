@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -69,6 +70,20 @@ class CheckpointSpec(Spec):
     """Optimiser steps between two checkpoints. Default: one at every validation."""
 
 
+class Phase(Spec):
+    """Values that take the place of the section's own after a step, until the next phase."""
+
+    after: PositiveInt
+    """Optimiser steps done."""
+    lr: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    l1: NonNegativeFloat | None = None
+
+
+CHANGING = ("lr", "weight_decay", "l1")
+"""Fields that can change while a model trains."""
+
+
 class TrainSpec(Spec):
     """Optimisation. Batch sizes are global: they do not change with the number of workers."""
 
@@ -121,6 +136,8 @@ class TrainSpec(Spec):
     """Compile the model by torch.compile; the first steps take minutes."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is what is validated and published."""
+    phases: tuple[Phase, ...] = ()
+    """What changes on the way: a schedule that was written down, or found by population based training (`sweep.scheduler`)."""
     zero: ZeroSpec = ZeroSpec()
     validate_every_steps: PositiveInt | None = None
     """Optimiser steps between two looks at the validation split. Default: an epoch's."""
@@ -157,7 +174,31 @@ class TrainSpec(Spec):
             ),
         ),
         Check(
+            ("phases",),
+            lambda phases: (
+                ("phases out of order.", "Each begins after the one before.")
+                if any(later.after <= earlier.after for earlier, later in pairwise(phases))
+                else None
+            ),
+        ),
+        Check(
+            ("phases", "zero.stage"),
+            lambda phases, stage: (
+                ("ZeRO stage 3 has no whole weights to sum up for l1.", "Use a lower stage.")
+                if stage in (3, "auto") and any(phase.l1 for phase in phases)
+                else None
+            ),
+        ),
+        Check(
             ("micro_tokens", "micro_batch"),
             lambda tokens, rows: ("micro_batch and micro_tokens exclude each other.", "Keep one.") if tokens and rows else None,
         ),
     )
+
+    def at(self, step: int) -> TrainSpec:
+        """What counts for the step after `step` of them are done."""
+        changed: dict[str, Any] = {}
+        for phase in self.phases:
+            if phase.after <= step:
+                changed |= phase.model_dump(include=set(CHANGING), exclude_none=True)
+        return self.model_copy(update=changed) if changed else self

@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from raybm import plan
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
-from raybm.core.errors import RaybmError, StorageError, UserError
+from raybm.core.errors import Paused, RaybmError, StorageError, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.models.spec import ModelSpec
@@ -46,10 +46,6 @@ class View(Spec):
 
 
 def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     from raybm.training import checkpoint
     from raybm.training.batches import check_batch
 
@@ -63,14 +59,27 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
         "storage": context.storage,
         "dataset": context.records["prepare"].metrics,
         "peak_flops": _peak_flops(view, resources),
+        "until": context.until,
     }
-    if context.alone:
-        summary = _alone(config, on_gpu, context)
-        checkpoint.sweep(out.storage)
-        return summary
+    if context.branches_from is not None:
+        checkpoint.branch(context.branches_from.storage, out.storage, view.train.phases[-1].after)
+    summary = _alone(config, on_gpu, context) if context.alone else _gang(view, config, on_gpu, context)
+    if summary.get("paused"):
+        raise Paused(summary["steps"])
+    checkpoint.sweep(out.storage)
+    return summary
+
+
+def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) -> dict[str, Any]:
+    """The ranks as workers of Ray Train's."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    resources, storage = context.resources, config["out"].storage
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     sink = ray.remote(num_cpus=0, scheduling_strategy=here)(EventSink).remote()
-    filesystem, place = out.storage.arrow("ray_train")
+    filesystem, place = storage.arrow("ray_train")
     trainer = TorchTrainer(
         worker,
         train_loop_config=config | {"sink": sink},
@@ -92,8 +101,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
     told: dict[str, Any] | UserError = ray.get(sink.result.remote(), timeout=30)
     if isinstance(told, UserError):
         raise told
-    checkpoint.sweep(out.storage)
-    out.storage.delete("ray_train")
+    storage.delete("ray_train")
     return told
 
 
@@ -199,7 +207,7 @@ def worker(config: dict[str, Any]) -> None:
 
     try:
         summary = _rank(config, get_device(), emit)
-        if summary is not None:
+        if summary is not None and rank == 0:
             ray.get(sink.finish.remote(summary), timeout=60)
         dist.barrier()
     except UserError as error:
@@ -207,7 +215,7 @@ def worker(config: dict[str, Any]) -> None:
 
 
 def _rank(config: dict[str, Any], device: torch.device, emit: Callable[..., None]) -> dict[str, Any] | None:
-    """Train and save; the summary on rank 0. Collective."""
+    """Train and save; the summary, on rank 0 at least. Collective."""
     import torch
     from transformers import logging as transformers_logging
 
@@ -238,7 +246,11 @@ def _rank(config: dict[str, Any], device: torch.device, emit: Callable[..., None
     splits = {split: open_rows(prepared, split) for split in ("train", "validation")}
 
     with loop.engine_of(model, view.train) as engine:
-        summary = loop.train(engine, task, processor, splits, view.train, view.seed, out.storage, emit, config["peak_flops"])
+        summary = loop.train(
+            engine, task, processor, splits, view.train, view.seed, out.storage, emit, config["peak_flops"], config["until"]
+        )
+        if summary.get("paused"):
+            return summary
         state = loop.export(engine, published)
     if state is None:
         return None

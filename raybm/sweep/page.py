@@ -37,10 +37,11 @@ def write(search: Search, folder: Path) -> Path:
         first=search.first,
         ends=dict(Counter(trial.end or "not over" for trial in trials)),
         best=best,
-        parallel=_parallel(search, ranked),
+        parallel=None if search.population else _parallel(search, ranked),
         charts=[chart for chart in (_progress(search), _curves(search, ranked), _front(search)) if chart],
-        slices=[chart for path in search.spec.space if (chart := _slice(search, ranked, path))],
-        importance=search.study.importance() if ranked else {},
+        slices=[] if search.population else [chart for path in search.spec.space if (chart := _slice(search, ranked, path))],
+        schedules=[chart for path in search.spec.space if (chart := _schedule(search, ranked, path))] if search.population else [],
+        importance=search.study.importance() if ranked and not search.population else {},
         paths=list(search.spec.space),
         repeats=search.spec.repeats > 1,
         trials=trials,
@@ -67,13 +68,29 @@ def _progress(search: Search) -> Markup | None:
 
 def _curves(search: Search, ranked: list[Point]) -> Markup | None:
     """Of single trials over validations: the best one's in the second colour."""
-    points = [*ranked, *(point for point in search.points if point not in ranked)][:CURVES]
+    others = [point for point in search.points if point not in ranked] if search.population is None else []
+    points = [*ranked, *others][:CURVES]
     series = []
     for place, point in reversed(list(enumerate(points))):
         for trial in point.trials:
-            found = [(each[TIME], each[search.first]) for each in trial.curve if search.first in each]
+            curve = [each for ancestor in search.line(trial) for each in ancestor.curve]
+            found = [(each[TIME], each[search.first]) for each in curve if search.first in each]
             series.append(Series(f"point {trial.point}", found, 2 if place == 0 and ranked else 1))
     return line_chart(f"{search.first} by validations", series, number, legend=False)
+
+
+def _schedule(search: Search, ranked: list[Point], path: str) -> Markup | None:
+    """A field of a population over validations: of those who came to the end, the best one's in the second colour."""
+    assert search.population is not None
+    series = []
+    for place, point in reversed(list(enumerate(ranked))):
+        trial = point.trials[0]
+        steps = []
+        for generation, ancestor in enumerate(search.line(trial)):
+            value = float(ancestor.values[path])
+            steps += [(float(at * search.population.every), value) for at in (generation, generation + 1)]
+        series.append(Series(f"point {trial.point}", steps, 2 if place == 0 else 1))
+    return line_chart(f"{path} by validations", series, number, legend=False)
 
 
 def _front(search: Search) -> Markup | None:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any
 
 from raybm import runner
@@ -17,13 +18,16 @@ from raybm.core.context import Context
 from raybm.core.errors import Problem, SpecError, UserError
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
+from raybm.search import Member, Population
 from raybm.search.space import changed, probes
 from raybm.search.study import Asked, End, Study
 from raybm.spec.job import JobSpec
 from raybm.spec.sweep import TIME
+from raybm.spec.train import CHANGING, Phase
 
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
+STEPS = "train.steps"
 PREPARES = ("task", "data", "model")
 """Sections that prepared rows depend on."""
 
@@ -35,8 +39,12 @@ class Trial(Spec):
     """From 1."""
     repeat: int = 0
     """From 0; added to the job's seed."""
-    values: dict[str, Any]
-    """Path of a field → value."""
+    parent: int | None = None
+    """Of a population's member: the point whose training this one goes on with."""
+    start: dict[str, Any]
+    """Path of a field → value, where training began."""
+    phases: tuple[Phase, ...] = ()
+    """What was changed on the way."""
     end: End | None = None
     """None while it is not over."""
     metrics: dict[str, float] = {}
@@ -49,6 +57,20 @@ class Trial(Spec):
     @property
     def name(self) -> str:
         return f"{self.point:05}-{self.repeat}"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Path of a field → value, as it was last."""
+        return self.start | (_by_path(self.phases[-1]) if self.phases else {})
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Path of a field → what it is in the trial's job."""
+        return self.start | ({"train.phases": [phase.canonical() for phase in self.phases]} if self.phases else {})
+
+
+def _by_path(phase: Phase) -> dict[str, Any]:
+    return {f"train.{name}": value for name in CHANGING if (value := getattr(phase, name)) is not None}
 
 
 @dataclass
@@ -99,7 +121,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     with on_ray():
         if not any(path.split(".")[0] in PREPARES for path in search.spec.space):
             for repeat in range(search.spec.repeats):  # what the trials share is made before them, once
-                shared = search.trial_job(Trial(point=0, repeat=repeat, values={}))
+                shared = search.trial_job(Trial(point=0, repeat=repeat, start={}))
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
         try:
             if search.more:
@@ -120,7 +142,8 @@ class Search:
         self.base = job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
         sampler = self.spec.sampler.build(job.seed)
         self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
-        self.wanted = self.spec.budget.trials or (None if sampler is None else POINTS)
+        self.population = self.spec.scheduler if isinstance(self.spec.scheduler, Population) else None
+        self.wanted = self.spec.budget.trials or (None if sampler is None or self.population else POINTS)
         self.points: list[Point] = []
         self.waiting: list[tuple[Point, int]] = []
         self.exhausted = False
@@ -133,15 +156,8 @@ class Search:
         return bool(self.waiting) or (not self.exhausted and (self.wanted is None or len(self.points) < self.wanted))
 
     def next(self) -> tuple[Point, Trial] | None:
-        """What to try next; None where nothing is left."""
-        while self.more:
-            if not self.waiting:
-                asked = self.study.ask()
-                if asked is None:
-                    self.exhausted = True
-                    return None
-                self._add(asked, {})
-                continue
+        """What to try next; None where nothing is left, or (then there may be `more`) what runs has to end first."""
+        while self.waiting or (self.more and self._asked()):
             point, repeat = self.waiting.pop(0)
             trial = point.trials[repeat]
             try:
@@ -152,8 +168,58 @@ class Search:
             return point, trial
         return None
 
+    def _asked(self) -> bool:
+        """Whether there is another point now."""
+        if self.population is not None and len(self.points) >= self.population.size:
+            return self._followed(self.population)
+        asked = self.study.ask()
+        self.exhausted = asked is None
+        if asked is not None:
+            self._add(asked, {})
+        return asked is not None
+
+    def _followed(self, population: Population) -> bool:
+        """Add the next member of a population's next generation, where all of the last one are over."""
+        size = population.size
+        born = len(self.points) % size  # members of a generation that has begun
+        over = self.points[: len(self.points) - born]
+        last = over[-size:]
+        if any(point.end is None for point in last):
+            return False
+        if all(point.end != "stopped" for point in last):  # trained to the end, or all failed
+            self.exhausted = True
+            return False
+        members: list[Member] = []
+        for point in over:
+            trial, score = point.trials[0], point.mean(self.first) if point.end != "failed" else None
+            parent = members[trial.parent - 1] if trial.parent else None
+            members.append(Member(trial.point, trial.values, None if score is None else self.sign * score, parent))
+        generations = [members[first : first + size] for first in range(0, len(members), size)]
+        followers = population.following(self.spec.space, generations, Random(f"{self.base.seed} {len(generations)}"))
+        number, values = followers[born]
+        before = self.points[number - 1].trials[0]
+        phases = before.phases
+        if values != before.values:
+            after = int(before.metrics[STEPS])
+            phases = (*phases, Phase(after=after, **{path.removeprefix("train."): value for path, value in values.items()}))
+        asked = self.study.ask(values)
+        assert asked is not None
+        self._add(asked, {}, Trial(point=0, parent=number, start=before.start, phases=phases))
+        return True
+
+    def line(self, trial: Trial) -> list[Trial]:
+        """A trial, and before it what it went on from."""
+        found = [trial]
+        while (parent := found[0].parent) is not None:
+            found.insert(0, self.points[parent - 1].trials[0])
+        return found
+
+    def until(self, trial: Trial) -> int | None:
+        """Validations after which a trial pauses."""
+        return None if self.population is None else self.population.every * ((trial.point - 1) // self.population.size + 1)
+
     def trial_job(self, trial: Trial) -> JobSpec:
-        return JobSpec.parse(changed(self.base.canonical(), trial.values) | {"seed": self.base.seed + trial.repeat})
+        return JobSpec.parse(changed(self.base.canonical(), trial.changes) | {"seed": self.base.seed + trial.repeat})
 
     def reported(self, point: Point, trial: Trial, metrics: dict[str, float]) -> Trial:
         """A validation of a trial that goes on."""
@@ -170,10 +236,8 @@ class Search:
         point.trials[trial.repeat] = trial
         self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
         scores = {name: trial.metrics[name] for name in self.spec.objectives if name in trial.metrics}
-        fields = trial.canonical()
-        self.context.events.emit(
-            "trial", step=trial.point, **{name: fields[name] for name in ("repeat", "end", "values", "error")}, **scores
-        )
+        told = {"repeat": trial.repeat, "end": trial.end, "values": trial.values, "error": trial.error}
+        self.context.events.emit("trial", step=trial.point, **told, **scores)
         if point.end is not None:
             self._settle(point)
         self.context.progress(self._line(trial))
@@ -183,10 +247,16 @@ class Search:
         """The objective that the best point is best in."""
         return next(iter(self.spec.objectives))
 
+    @property
+    def sign(self) -> int:
+        """1 where less of the first objective is better, else -1."""
+        return 1 if self.spec.objectives[self.first] == "min" else -1
+
     def ranked(self) -> list[Point]:
         """The finished points, the best one first."""
-        sign = 1 if self.spec.objectives[self.first] == "min" else -1
-        return sorted((point for point in self.points if point.end == "finished"), key=lambda point: sign * (point.mean(self.first) or 0.0))
+        return sorted(
+            (point for point in self.points if point.end == "finished"), key=lambda point: self.sign * (point.mean(self.first) or 0.0)
+        )
 
     def front(self) -> list[Point]:
         """The finished points that no other one beats in an objective without being beaten in another (the Pareto front)."""
@@ -211,7 +281,7 @@ class Search:
         if len(self.spec.objectives) > 1:
             on_front = ", ".join(str(point.trials[0].point) for point in self.front())
             self.context.progress(f"sweep: beaten by none in everything (`front` in sweep.csv): points {on_front}")
-        return JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.values))
+        return JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.changes))
 
     def table(self) -> str:
         """sweep.csv: a row a trial; `front` says whether its point is on the Pareto front."""
@@ -220,13 +290,12 @@ class Search:
         metrics = sorted({name for trial in trials for name in trial.metrics})
         text = io.StringIO()
         rows = csv.writer(text)
-        rows.writerow(["point", "repeat", "end", "front", *self.spec.space, *metrics, "seconds", "error"])
+        rows.writerow(["point", "repeat", "parent", "end", "front", *self.spec.space, *metrics, "seconds", "error"])
         for trial in trials:
             values = [json.dumps(trial.values[path]) if path in trial.values else "" for path in self.spec.space]
             scores = [trial.metrics.get(name, "") for name in metrics]
-            rows.writerow(
-                [trial.point, trial.repeat, trial.end or "", int(trial.point in front), *values, *scores, trial.seconds, trial.error]
-            )
+            place = [trial.point, trial.repeat, trial.parent or "", trial.end or "", int(trial.point in front)]
+            rows.writerow([*place, *values, *scores, trial.seconds, trial.error])
         return text.getvalue()
 
     def _key(self) -> str:
@@ -243,9 +312,10 @@ class Search:
             known.setdefault(trial.point, {})[trial.repeat] = trial
         for number in sorted(known)[: self.wanted]:
             trials = known[number]
-            asked = self.study.ask(next(iter(trials.values())).values)
+            first = next(iter(trials.values()))
+            asked = self.study.ask(first.values)
             assert asked is not None
-            self._add(asked, trials)
+            self._add(asked, trials, first)
         if known:
             over = sum(point.end is not None for point in self.points)
             self.context.progress(f"sweep: {over} points are done already, {len(self.points) - over} go on")
@@ -254,11 +324,14 @@ class Search:
         for key in self.storage.keys(""):
             yield Trial.parse(json.loads(self.storage.read(key)), key)
 
-    def _add(self, asked: Asked, known: dict[int, Trial]) -> None:
+    def _add(self, asked: Asked, known: dict[int, Trial], like: Trial | None = None) -> None:
+        """A point, with the trials that are `known` by their seeds; others are as `like`."""
         point = Point(asked)
         self.points.append(point)
+        like = like or Trial(point=0, start=asked.point)
+        fresh = Trial(point=len(self.points), parent=like.parent, start=like.start, phases=like.phases)
         for repeat in range(self.spec.repeats):
-            trial = known.get(repeat) or Trial(point=len(self.points), repeat=repeat, values=asked.point)
+            trial = known.get(repeat) or fresh.model_copy(update={"repeat": repeat})
             trial = trial.model_copy(update={"point": len(self.points)})
             point.trials.append(trial)
             if repeat not in known:

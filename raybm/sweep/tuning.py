@@ -19,20 +19,22 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from raybm import runner
-from raybm.core.artifact import Record
+from raybm.core.artifact import Artifact, Record
 from raybm.core.cache import cache_folder
 from raybm.core.context import Context
-from raybm.core.errors import RaybmError
+from raybm.core.errors import Paused, RaybmError
 from raybm.core.events import Events
 from raybm.core.runs import Walker
-from raybm.core.storage import open_storage
+from raybm.core.storage import Storage, open_storage
+from raybm.search import Population
 from raybm.spec.job import JobSpec, Resources
 from raybm.spec.sweep import TIME
-from raybm.sweep.search import Point, Search, Trial
+from raybm.sweep.search import STEPS, Point, Search, Trial
 
 log = logging.getLogger(__name__)
 FINISHED = "finished"
 ERROR = "error"
+PAUSED = "paused"
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' numbers stand in files of our own,
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
@@ -47,7 +49,9 @@ def tune(search: Search) -> None:
     """Try until nothing is left, or the budget's time is over."""
     spec, resources = search.spec, search.base.resources
     alone = resources.workers == 1
-    scheduler = spec.scheduler.build(search.first, spec.objectives[search.first], TIME) if spec.scheduler else None
+    scheduler = None
+    if spec.scheduler is not None and not isinstance(spec.scheduler, Population):
+        scheduler = spec.scheduler.build(search.first, spec.objectives[search.first], TIME)
     asking = Asking(search)
     os.environ.update(QUIET)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -100,10 +104,11 @@ class Asking(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         following = self.search.next()
         if following is None:
-            return str(Searcher.FINISHED)
+            return None if self.search.more else str(Searcher.FINISHED)
         self.running[trial_id] = following
         trial = following[1]
-        return {"job": self.search.trial_job(trial).canonical(), "name": trial.name, "run": self.search.run}
+        job = self.search.trial_job(trial).canonical()
+        return {"job": job, "name": trial.name, "run": self.search.run, "until": self.search.until(trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self.running and FINISHED not in result and ERROR not in result and TIME in result:
@@ -111,8 +116,9 @@ class Asking(Searcher):
             self.running[trial_id] = point, self.search.reported(point, trial, _numbers(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if not error and trial_id in self.running:  # else the callback knows why
-            result = result or {}
+        result = result or {}
+        cut = self.search.population is not None and not {FINISHED, ERROR, PAUSED} & set(result)  # by the end of the time
+        if not error and not cut and trial_id in self.running:  # errors: the callback knows why
             reason = str(result.get(ERROR, ""))
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
 
@@ -123,9 +129,10 @@ class Asking(Searcher):
         self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))
 
     def close(self) -> None:
-        """What runs when the time is over has been stopped."""
+        """What runs when the time is over has been stopped; a population's members go on when the same sweep is begun again."""
         for trial_id in list(self.running):
-            self.over(trial_id, "stopped", {}, "")
+            if self.search.population is None:
+                self.over(trial_id, "stopped", {}, "")
 
     def save(self, checkpoint_path: str) -> None:
         """Trials are kept in the storage."""
@@ -166,13 +173,18 @@ def _trial(config: dict[str, Any]) -> None:
     told: dict[str, Any] = {TIME: 0}
 
     def listen(kind: str, fields: dict[str, Any]) -> None:
-        if kind == "validate":
+        if kind == "resume":
+            told[TIME] = fields["validations"]
+        elif kind == "validate":
             told.update({f"validation.{name}": value for name, value in fields.items() if name != "step"})
             told[TIME] += 1
             raytune.report(dict(told))
 
     try:
         records = _walk(config, listen)
+    except Paused as paused:
+        raytune.report({**told, STEPS: paused.step, PAUSED: 1})
+        return
     except RaybmError as error:
         raytune.report({**told, ERROR: str(error)})
         return
@@ -188,8 +200,27 @@ def _walk(config: dict[str, Any], listen: Callable[[str, dict[str, Any]], None])
     place = f"{config['run']}/trials/{config['name']}"
     folder = storage.local(f"runs/{place}") or cache_folder("runs") / place
     alone = job.resources.workers == 1
-    context = Context(job.canonical(), job.name, storage, job.resources, folder, Events(folder, [listen]), log.info, alone=alone)
+    context = Context(
+        job.canonical(),
+        job.name,
+        storage,
+        job.resources,
+        folder,
+        Events(folder, [listen]),
+        log.info,
+        alone=alone,
+        until=config["until"],
+        branches_from=_before(job, storage),
+    )
     return runner.run(job, Alone(f"{config['run']}/{config['name']}"), context, nullcontext)
+
+
+def _before(job: JobSpec, storage: Storage) -> Artifact | None:
+    """The training of the same job up to its last phase."""
+    if not job.train.phases:
+        return None
+    before = job.model_copy(update={"train": job.train.model_copy(update={"phases": job.train.phases[:-1]})})
+    return next(step.out for step in runner.steps(before, storage) if step.stage.NAME == "train")
 
 
 class Alone(Walker):

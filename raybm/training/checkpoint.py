@@ -111,6 +111,20 @@ def load(engine: Any, storage: Storage, commit: Commit, average: Average | None 
             average.load(load_file(source / AVERAGE.format(rank=dist.get_rank())))
 
 
+def branch(source: Storage, target: Storage, step: int) -> None:
+    """Begin one training with the checkpoint of another: every rank's shards are copied, and then count as the new one's own. Nothing where
+    it has checkpoints already, or the other has none of that step."""
+    found = next((commit for commit in commits(source) if commit.step == step), None)
+    if found is None or commits(target):
+        return
+    with tempfile.TemporaryDirectory(prefix="raybm-branch-") as temporary:
+        folder = source.local(found.folder) or Path(temporary)
+        if source.local(found.folder) is None:
+            source.download(found.folder, folder)
+        target.upload(folder, found.folder)
+    target.write(f"{MARKERS}/{step:08d}.json", json.dumps(found.canonical()).encode())
+
+
 @contextmanager
 def _uploaded(storage: Storage, folder: str) -> Iterator[Path]:
     """Where a rank writes: the folder itself, or one of its own that is then uploaded."""

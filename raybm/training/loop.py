@@ -70,8 +70,10 @@ def train(
     storage: Storage,
     emit: Emit,
     peak_flops: float | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
-    """Train until the steps are done or the validation metric stops improving.
+    """Train until the steps are done, the validation metric stops improving, or there have been validations `until` it is to pause: then
+    the summary says `paused`, and a checkpoint stands.
 
     Collective: every rank calls it with the same arguments. `storage` is the artifact's; checkpoints go there, and the last committed one
     is where it starts. `peak_flops`: of one rank's device, FLOP/s; with it events carry `mfu`, the share of it that the model's own
@@ -85,22 +87,24 @@ def train(
     validate_every = spec.validate_every_steps or schedule.steps_per_epoch
     save_every = spec.checkpoint.every_steps or validate_every
     best_by = spec.early_stopping.metric if spec.early_stopping else "loss"
+    end = min(total, until * validate_every) if until else total
 
     average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
     if every := checkpoint.commits(storage):
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
-        emit("resume", step=every[-1].step)
+        emit("resume", step=every[-1].step, validations=every[-1].step // validate_every)
 
     meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
     flops: float | None = None
     loader = Loader(task, processor, rows, schedule, rank, progress.step, total, spec.stall_timeout_s)
     with Watchdog(spec.stall_timeout_s) as watchdog, loader:
-        while progress.step < total and not progress.stopped:
-            lr = learning_rate(spec, progress.step, total) * progress.rate
+        while progress.step < end and not progress.stopped:
+            now = spec.at(progress.step)
+            lr = learning_rate(now, progress.step, total) * progress.rate
             for group in engine.optimizer.param_groups:
-                group["lr"] = lr * group["rate"]
+                group["lr"], group["weight_decay"] = lr * group["rate"], now.weight_decay if group["matrices"] else 0.0
             asked = time.perf_counter()
             step = loader.next()
             waited_s = time.perf_counter() - asked
@@ -111,7 +115,7 @@ def train(
             torch.manual_seed(draw(seed, progress.step, rank))  # dropout repeats after a restart
             progress.step += 1
             with look.taken() if progress.step == looks_at and rank == 0 else nullcontext():
-                _step(engine, task, step, spec.l1, meter, device)
+                _step(engine, task, step, now.l1, meter, device)
             if progress.step == looks_at:
                 progress.profile = {"communication": look.communication, **held(engine)}
                 emit("profile", step=progress.step, **progress.profile)
@@ -121,7 +125,7 @@ def train(
 
             last = progress.step == total
             validates = bool(len(splits["validation"])) and (last or progress.step % validate_every == 0)
-            saves = last or progress.step % save_every == 0
+            saves = progress.step == end or progress.step % save_every == 0
             if validates or saves or progress.step % spec.log_every_steps == 0:
                 scores = meter.reduce()
                 _check_finite(scores["loss"], progress.step, lr)
@@ -143,6 +147,8 @@ def train(
             meter.restart_clock()
 
     every = checkpoint.commits(storage)
+    if progress.step < total and not progress.stopped:
+        return {"paused": True, "steps": progress.step, "validation": every[-1].validation}
     chosen = (checkpoint.best(every, best_by) if spec.early_stopping else None) or every[-1]
     if chosen.step != progress.step:
         checkpoint.load(engine, storage, chosen, average)

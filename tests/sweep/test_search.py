@@ -168,6 +168,69 @@ def test_the_mean_of_the_seeds_counts(tmp_path: Path) -> None:
     assert found.winner().train.global_batch == 16 and found.winner().seed == 17
 
 
+POPULATION = {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "sampler": {"kind": "random"}, "scheduler": {"kind": "pbt", "size": 3}}
+
+
+def generation(found: Search, steps: int, *losses: float | None, last: bool = False) -> list[Trial]:
+    """The next ones of a population, all begun before the first ends."""
+    begun = [following for _ in losses if (following := found.next())]
+    assert found.next() is None and found.more
+    trials = []
+    for (point, trial), loss in zip(begun, losses, strict=True):
+        metrics = {} if loss is None else {"validation.loss": loss, "train.steps": float(steps)}
+        end = "failed" if loss is None else "finished" if last else "stopped"
+        trials.append(trial.model_copy(update={"end": end, "metrics": metrics}))
+        found.ended(point, trials[-1])
+    return trials
+
+
+def test_a_population(tmp_path: Path) -> None:
+    found = search(tmp_path, POPULATION)
+    first = generation(found, 10, 3.0, 1.0, 2.0)
+    second = generation(found, 20, 1.5, 2.0, None)
+    assert [trial.parent for trial in second] == [2, 2, 3] and second[0].start == first[1].start and second[1].phases == ()
+    assert second[0].phases[0].after == 10 and second[0].values == {"train.lr": second[0].phases[0].lr}
+    assert [found.until(trial) for trial in (*first, *second)] == [1, 1, 1, 2, 2, 2]
+
+    again = search(tmp_path, POPULATION, "again")  # goes on where the other was left
+    assert [point.end for point in again.points] == ["stopped"] * 5 + ["failed"]
+    third = generation(again, 25, 1.2, 1.3, 1.1, last=True)
+    assert [trial.parent for trial in third] == [4, 5, 4] and [phase.after for phase in third[2].phases] == [10, 20]
+    assert again.next() is None and not again.more
+    winner = again.winner()
+    assert winner.train.lr == first[1].values["train.lr"] and winner.train.phases == third[2].phases
+    assert winner.train.at(9).lr == winner.train.lr and winner.train.at(20).lr == third[2].values["train.lr"]
+    table = list(csv.DictReader(io.StringIO(again.table())))
+    assert [row["parent"] for row in table] == ["", "", "", "2", "2", "3", "4", "5", "4"]
+    page = write(again, tmp_path).read_text(encoding="utf-8")
+    assert "The members" in page
+
+
+def test_a_population_that_died_out(tmp_path: Path) -> None:
+    found = search(tmp_path, POPULATION)
+    generation(found, 10, None, None, None)
+    assert found.next() is None and not found.more
+
+
+@pytest.mark.parametrize(
+    ("sweep", "train", "wrong"),
+    [
+        ({"space": {"train.global_batch": [8, 16]}}, {}, "train.global_batch cannot change while a model trains. There are train.lr"),
+        ({"space": {"train.lr": {"choice": [1.0], "when": {"train.l1": 0.0}}}}, {}, "pbt takes no `when`"),
+        ({"space": {"train.lr": [1.0]}, "scheduler": {"kind": "pb2"}}, {}, "pb2 is for ranges"),
+        ({"repeats": 2}, {}, "the members of a population are one trial each"),
+        ({"budget": {"trials": 4}}, {}, "set scheduler.size"),
+        ({"space": {"train.lr": [1.0]}, "sampler": {"kind": "grid"}}, {}, "a grid is no way to begin a population"),
+        ({}, {"early_stopping": {"patience": 2}}, "Drop train.early_stopping"),
+        ({}, {"phases": [{"after": 2, "lr": 1}, {"after": 2, "lr": 2}]}, "phases out of order"),
+    ],
+)
+def test_mistakes_with_a_population(tmp_path: Path, sweep: dict[str, Any], train: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        job(tmp_path, POPULATION | sweep, train=train)
+    assert wrong in str(caught.value)
+
+
 def test_the_page(tmp_path: Path) -> None:
     space = {
         "train.lr": {"loguniform": [1e-4, 1e-1]},

@@ -71,8 +71,19 @@ def looked_at(prepare: Artifact, out: str, spec: dict[str, Any]) -> tuple[list[f
     return losses, summary, events
 
 
+def paused(prepare: Artifact, out: str, spec: dict[str, Any], until: int) -> dict[str, Any]:
+    """Trains until there have been so many validations; the summary."""
+    return _train(prepare, out, spec, model(), until=until)[1]
+
+
 def _train(
-    prepare: Artifact, out: str, spec: dict[str, Any], start: Any, peak: float | None = None, events: list[dict[str, Any]] | None = None
+    prepare: Artifact,
+    out: str,
+    spec: dict[str, Any],
+    start: Any,
+    peak: float | None = None,
+    events: list[dict[str, Any]] | None = None,
+    until: int | None = None,
 ) -> tuple[list[float], dict[str, Any], Any]:
     from raybm.core import cache
     from raybm.tasks import TextClassification
@@ -90,7 +101,7 @@ def _train(
     splits = {split: batches.open_rows(prepare, split) for split in ("train", "validation")}
     given = TrainSpec.parse(spec)
     engine = loop.initialize(start, given)
-    summary = loop.train(engine, TextClassification().build(), tokenizer(), splits, given, 17, open_storage(out), emit, peak)
+    summary = loop.train(engine, TextClassification().build(), tokenizer(), splits, given, 17, open_storage(out), emit, peak, until)
     return [losses[step] for step in sorted(losses)], summary, engine
 
 

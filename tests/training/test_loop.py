@@ -42,6 +42,23 @@ def test_resumes_from_the_last_commit_with_the_same_losses(ranks: Ranks, tmp_pat
     assert resumed["tokens"] == summary["tokens"]
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_branch_goes_on_as_if_it_had_trained_alone(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    prepare, spec = jobs.prepared(tmp_path / "prepared"), SPEC | {"zero": {"stage": stage}, "validate_every_steps": 3}
+    phases = [{"after": 3, "lr": 1e-2, "weight_decay": 0.5}, {"after": 6, "lr": 1e-4}]
+    whole, summary = ranks.run(jobs.train, prepare, str(tmp_path / "whole"), spec | {"phases": phases})[0]
+    first = ranks.run(jobs.paused, prepare, str(tmp_path / "1"), spec, 1)[0]
+    assert first["paused"] and first["steps"] == 3
+    checkpoint.branch(open_storage(str(tmp_path / "1")), open_storage(str(tmp_path / "2")), 3)
+    second = ranks.run(jobs.paused, prepare, str(tmp_path / "2"), spec | {"phases": phases[:1]}, 2)[0]
+    assert second["steps"] == 6 and ranks.run(jobs.paused, prepare, str(tmp_path / "2"), spec | {"phases": phases[:1]}, 2)[0] == second
+    checkpoint.branch(open_storage(str(tmp_path / "2")), open_storage(str(tmp_path / "3")), 6)
+    losses, branched = ranks.run(jobs.train, prepare, str(tmp_path / "3"), spec | {"phases": phases})[0]
+    assert losses == pytest.approx(whole[6:], abs=1e-6) and branched["validation"] == pytest.approx(summary["validation"], abs=1e-6)
+    plain, _ = ranks.run(jobs.train, prepare, str(tmp_path / "plain"), spec)[0]
+    assert plain[:4] == pytest.approx(whole[:4], abs=1e-6) and plain[4] != pytest.approx(whole[4], abs=1e-4)
+
+
 def test_how_rows_are_dealt_changes_no_loss(ranks: Ranks, tmp_path: Path) -> None:
     prepare = jobs.prepared(tmp_path / "prepared")
     expected = ranks.run(jobs.plain_ddp, prepare, SPEC)[0]
