@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 FINISHED = "finished"
 ERROR = "error"
 PAUSED = "paused"
+OVER = {FINISHED, ERROR, PAUSED}
+"""One of which a trial's last report has."""
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' numbers stand in files of our own,
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
@@ -111,13 +113,13 @@ class Asking(Searcher):
         return {"job": job, "name": trial.name, "run": self.search.run, "until": self.search.until(trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in self.running and FINISHED not in result and ERROR not in result and TIME in result:
+        if trial_id in self.running and TIME in result and not OVER & set(result):
             point, trial = self.running[trial_id]
             self.running[trial_id] = point, self.search.reported(point, trial, _numbers(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         result = result or {}
-        cut = self.search.population is not None and not {FINISHED, ERROR, PAUSED} & set(result)  # by the end of the time
+        cut = self.search.population is not None and not OVER & set(result)  # by the end of the time
         if not error and not cut and trial_id in self.running:  # errors: the callback knows why
             reason = str(result.get(ERROR, ""))
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)

@@ -84,3 +84,23 @@ def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path) -> Non
     while held() != ([], []) and time.monotonic() < deadline:
         time.sleep(1)
     assert held() == ([], [])
+
+
+def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) -> None:
+    scheduler = {"kind": "pbt", "size": 2, "share": 0.5}
+    sweep = {"space": {"train.lr": {"loguniform": [1e-5, 1e-2]}}, "sampler": {"kind": "random"}, "scheduler": scheduler, "concurrent": 1}
+    train = TRAIN | {"validate_every_steps": 4, "zero": {"stage": 1}}
+    records = drive(spec(tmp_path, sweep, publish=None, evaluate=None, train=train), ray_session)
+    table = rows(tmp_path)
+    assert [row["end"] for row in table] == ["stopped"] * 4 + ["finished"] * 2
+    assert [float(row["validations"]) for row in table] == [1, 1, 2, 2, 3, 3] and held() == ([], [])
+    best = min(table[4:], key=lambda row: float(row["validation.loss"]))
+    assert records["train"].metrics["validation"]["loss"] == pytest.approx(float(best["validation.loss"]))
+
+    phases = records["train"].view["train"]["phases"]  # the same schedule, trained from nothing
+    assert {phase["after"] for phase in phases} <= {4, 8}
+    (tmp_path / "again").mkdir()
+    written = train | {"lr": records["train"].view["train"]["lr"], "phases": phases}
+    sweep_of_one = {"space": {"train.warmup": [0.06]}, "sampler": {"kind": "grid"}}
+    again = drive(spec(tmp_path / "again", sweep_of_one, publish=None, evaluate=None, train=written), ray_session)
+    assert again["train"].metrics["validation"] == pytest.approx(records["train"].metrics["validation"], abs=1e-6)
