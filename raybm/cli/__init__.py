@@ -9,7 +9,7 @@ import traceback
 import typer
 from typer.exceptions import TyperException
 
-from raybm.cli import jobs, models, plan, serve
+from raybm.cli import jobs, models, plan, serve, sweeps
 from raybm.core.errors import RaybmError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ jobs.register(app)
 plan.register(app)
 serve.register(app)
 app.add_typer(models.app, name="models")
+app.add_typer(sweeps.app, name="sweep")
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ from raybm.spec.train import CHANGING, Phase
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
 STEPS = "train.steps"
+PLACE = "sweep.json"
+"""In the run's folder: where the trials stand in the storage."""
 PREPARES = ("task", "data", "model")
 """Sections that prepared rows depend on."""
 
@@ -147,7 +149,9 @@ class Search:
         self.points: list[Point] = []
         self.waiting: list[tuple[Point, int]] = []
         self.exhausted = False
-        self.storage = context.storage.at(f"sweeps/{self._key()}")
+        place = f"sweeps/{self._key()}"
+        self.storage = context.storage.at(place)
+        context.storage.write(f"runs/{run}/{PLACE}", json.dumps({"storage": place}).encode())
         self._recall()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -34,3 +35,10 @@ class TensorBoard:
         if kind != "stage":
             for name, value in numbers(kind, fields).items():
                 self._writer.add_scalar(name, value, self.step)
+        if kind == "trial":
+            values = {
+                path: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+                for path, value in fields["values"].items()
+            }
+            scores = {name: value for name, value in fields.items() if "." in name}
+            self._writer.add_hparams(values, scores, run_name=f"trial {fields['step']}-{fields['repeat']}")

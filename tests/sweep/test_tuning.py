@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import ray
 from ray.util import placement_group_table
+from typer.testing import CliRunner
 
+from raybm.cli import app
 from raybm.cli.driver import drive
 from raybm.core.events import by_step, read_events
 from raybm.core.runs import states
@@ -50,6 +52,9 @@ def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: 
     assert "the loss is" in table[1e12]["error"] and float(table[1e-2]["validation.loss"]) < float(table[1e-4]["validation.loss"])
     assert records["publish"].metrics["version"] == 1 and records["train"].view["train"]["lr"] == 1e-2
     assert held() == ([], [])
+    run = states(open_storage(str(tmp_path / "store")))[0].run
+    promoted = CliRunner().invoke(app, ["sweep", "promote", run, "best", "--storage", str(tmp_path / "store")])
+    assert promoted.output.strip() == "tiny@best → 1"
 
     made = sorted((tmp_path / "store" / "artifacts" / "train").iterdir())
     again = drive(given, ray_session)

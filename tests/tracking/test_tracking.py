@@ -102,3 +102,14 @@ def test_keys_by_path_and_numbers_alone() -> None:
     assert flat["train.zero.stage"] == "2"
     assert len(flat["data.sources"]) == 500
     assert numbers("train", {"step": 3, "loss": 1, "note": "x", "ok": True, "none": None}) == {"train/loss": 1.0}
+
+
+def test_trials_are_tensorboards_hparams(tmp_path: Path) -> None:
+    with tracked([], "reviews-1", JOB, tmp_path) as listeners:
+        for listener in listeners:
+            values = {"train.lr": 1e-3, "model.config.widths": [16, 32]}
+            listener("trial", {"step": 3, "repeat": 0, "end": "finished", "values": values, "error": "", "validation.loss": 0.5})
+            listener("trial", {"step": 4, "repeat": 0, "end": "failed", "values": values, "error": "it burnt."})
+    written = next((tmp_path / "tensorboard" / "trial 3-0").iterdir()).read_bytes()
+    assert b"_hparams_/session_start_info" in written and b"[16, 32]" in written and b"validation.loss" in written
+    assert (tmp_path / "tensorboard" / "trial 4-0").is_dir()
