@@ -38,7 +38,10 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("name", ["sentiment", "start", "train_overhead", "train_throughput", "learning", "tasks", "zero_memory", "plan"])
+NAMES = ("sentiment", "start", "train_overhead", "train_throughput", "learning", "tasks", "zero_memory", "plan", "sweep_overhead", "pbt")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_says_what_it_measures(name: str) -> None:
     out = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", "--help"], capture_output=True, text=True, check=True, timeout=60)
     assert "Prints" in out.stdout

@@ -47,8 +47,9 @@ QUIET = {
 }
 
 
-def tune(search: Search) -> None:
-    """Try until nothing is left, or the budget's time is over."""
+def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Try until nothing is left, or the budget's time is over. `work`: what a trial does with what `Asking.suggest` gives it, where it is
+    not to train."""
     spec, resources = search.spec, search.base.resources
     alone = resources.workers == 1
     scheduler = None
@@ -60,7 +61,7 @@ def tune(search: Search) -> None:
     folder = Path(tempfile.mkdtemp(prefix="raybm-tune-"))
     try:
         raytune.run(
-            raytune.with_resources(_trial, _ask(resources) if alone else {"CPU": 0.01}),
+            raytune.with_resources(work or _trial, _ask(resources) if alone else {"CPU": 0.01}),
             search_alg=asking,
             scheduler=scheduler,
             num_samples=-1,
