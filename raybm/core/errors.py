@@ -118,9 +118,9 @@ class SpecError(UserError):
 class Paused(Exception):
     """Training stands at a checkpoint where it was asked to pause; the same stage goes on from there."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, validation: dict[str, float]) -> None:
         super().__init__(f"paused after step {step}")
-        self.step = step
+        self.step, self.validation = step, validation
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.step,)
+        return type(self), (self.step, self.validation)

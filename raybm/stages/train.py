@@ -65,7 +65,7 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
         checkpoint.branch(context.branches_from.storage, out.storage, view.train.phases[-1].after)
     summary = _alone(config, on_gpu, context) if context.alone else _gang(view, config, on_gpu, context)
     if summary.get("paused"):
-        raise Paused(summary["steps"])
+        raise Paused(summary["steps"], summary["validation"])
     checkpoint.sweep(out.storage)
     return summary
 

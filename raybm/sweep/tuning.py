@@ -186,7 +186,8 @@ def _trial(config: dict[str, Any]) -> None:
     try:
         records = _walk(config, listen)
     except Paused as paused:
-        raytune.report({**told, STEPS: paused.step, PAUSED: 1})
+        known = {f"validation.{name}": value for name, value in paused.validation.items()}  # also where it stood there already
+        raytune.report({**told, **known, STEPS: paused.step, PAUSED: 1})
         return
     except RaybmError as error:
         raytune.report({**told, ERROR: str(error)})

@@ -109,3 +109,14 @@ def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) ->
     sweep_of_one = {"space": {"train.warmup": [0.06]}, "sampler": {"kind": "grid"}}
     again = drive(spec(tmp_path / "again", sweep_of_one, publish=None, evaluate=None, train=written), ray_session)
     assert again["train"].metrics["validation"] == pytest.approx(records["train"].metrics["validation"], abs=1e-6)
+
+
+def test_members_that_have_become_alike(ray_session: str, tmp_path: Path) -> None:
+    """Their training is one artifact: who comes second finds it where it is to pause, or done."""
+    sweep = {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "random"}, "scheduler": {"kind": "pbt", "size": 2, "share": 0.5}}
+    train = TRAIN | {"validate_every_steps": 6}
+    drive(spec(tmp_path, sweep | {"concurrent": 1}, publish=None, evaluate=None, train=train), ray_session)
+    table = rows(tmp_path)
+    assert [row["end"] for row in table] == ["stopped"] * 2 + ["finished"] * 2
+    assert table[0]["validation.loss"] == table[1]["validation.loss"] and table[2]["validation.loss"] == table[3]["validation.loss"]
+    assert len(list((tmp_path / "store" / "artifacts" / "train").iterdir())) == 1
