@@ -22,8 +22,8 @@ PLAIN_EVERY_S = 10.0  # between two training lines in a log
 class Display:
     """Listens to a run's events and progress lines; safe for threads.
 
-    In a terminal the last line lives: a bar with step, loss, tokens/s and time left while training, the last progress line and
-    its age otherwise. Elsewhere training is told every 10 s; validations and progress lines at once in both.
+    In a terminal the end lives: a bar with step, loss, tokens/s and time left while training, a table of what runs while a sweep does,
+    the last progress line and its age otherwise. Elsewhere training is told every 10 s; validations and progress lines at once in both.
     """
 
     def __init__(self, run: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,6 +31,8 @@ class Display:
         self._lock = threading.Lock()
         self._status, self._since = run, clock()
         self._train: dict[str, Any] | None = None  # the last training event, while training
+        self._trials: dict[tuple[int, int], tuple[float, dict[str, Any]]] = {}  # those of a sweep that run, with when they began
+        self._over, self._sweeping = 0, 0.0
         self._pace = Pace()
         self._told = -math.inf
         self._spinner = Spinner("dots")
@@ -63,6 +65,8 @@ class Display:
         elif kind == "stage":
             with self._lock:
                 self._train = None
+        elif kind in ("trying", "trial"):
+            self._on_trial(kind, fields)
 
     def _on_train(self, fields: dict[str, Any]) -> None:
         now = self.clock()
@@ -74,6 +78,17 @@ class Display:
                 self._told = now
         if due and not self.console.is_terminal:
             self._print(f"  step {fields['step']:,} of {fields['steps']:,}: {self._numbers(fields)}")
+
+    def _on_trial(self, kind: str, fields: dict[str, Any]) -> None:
+        name = fields["step"], fields["repeat"]
+        with self._lock:
+            self._sweeping = self._sweeping or self.clock()
+            if kind == "trying":
+                began, _ = self._trials.get(name, (self.clock(), None))
+                self._trials[name] = began, fields
+            else:
+                self._trials.pop(name, None)
+                self._over += 1
 
     def _numbers(self, fields: dict[str, Any]) -> str:
         text = f"{_scores(fields)}, {fields['tokens_per_s']:,.0f} tokens/s"
@@ -87,6 +102,10 @@ class Display:
     def _render(self) -> RenderableType:
         fields, age = self._train, self.clock() - self._since
         row = Table.grid(padding=(0, 1))
+        with self._lock:
+            trials = list(self._trials.values())
+        if trials:
+            return self._board(trials)
         if fields is None:
             row.add_row(self._spinner, Text(self._status, "dim", overflow="ellipsis", no_wrap=True), Text(duration(age), "dim"))
             return row
@@ -94,6 +113,29 @@ class Display:
         numbers = Text(self._numbers(fields), overflow="ellipsis", no_wrap=True)
         row.add_row(self._spinner, Text(f"train {step:,}/{steps:,}", "bold"), ProgressBar(steps, step, width=16), numbers)
         return row
+
+    def _board(self, trials: list[tuple[float, dict[str, Any]]]) -> RenderableType:
+        """What runs of a sweep."""
+        names = list(trials[0][1]["scores"])
+        board = Table("point", "values", "validations", *names, "for", box=None, title_justify="left", title=self._left(trials[0][1]["of"]))
+        for began, fields in trials:
+            values = ", ".join(f"{path} {_short(value)}" for path, value in fields["values"].items())
+            scores = [_short(fields["scores"][name]) for name in names]
+            seed = f", seed {fields['repeat'] + 1}" if fields["repeat"] else ""
+            board.add_row(f"{fields['step']}{seed}", Text(values), str(fields["validations"]), *scores, duration(self.clock() - began))
+        return board
+
+    def _left(self, wanted: int | None) -> str:
+        """How many trials are over, and, where it is known how many there will be, how long the rest takes if it goes on so."""
+        if not wanted:
+            return f"{self._over} trials over"
+        per_trial = (self.clock() - self._sweeping) / self._over if self._over else None
+        left = f", {duration(per_trial * (wanted - self._over))} left" if per_trial is not None and wanted > self._over else ""
+        return f"{self._over} of {wanted} trials over{left}"
+
+
+def _short(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _scores(fields: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object an event, in the order things happened. Trackers (raybm/tracking/) listen.
 
-Every event has `time` (seconds since 1970), `kind` (train, validate, profile, resume, evaluate, stage) and its own fields; those of
-training have `step`, counted from 1. After a restart some steps are done again and stand twice: the later one counts.
+Every event has `time` (seconds since 1970), `kind` (train, validate, profile, resume, evaluate, stage; trying and trial of a sweep) and
+its own fields; those of training have `step`, counted from 1. After a restart some steps are done again and stand twice: the later one
+counts.
 """
 
 from __future__ import annotations

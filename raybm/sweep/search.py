@@ -169,6 +169,7 @@ class Search:
             except SpecError as error:  # values that are right one by one, and wrong together
                 self.ended(point, trial.model_copy(update={"end": "failed", "error": str(error)}))
                 continue
+            self._tell(trial)
             return point, trial
         return None
 
@@ -229,9 +230,17 @@ class Search:
         """A validation of a trial that goes on."""
         made = trial.model_copy(update={"curve": (*trial.curve, metrics), "metrics": metrics})
         point.trials[trial.repeat] = made
+        self._tell(made)
         if len(self.spec.objectives) == 1 and self.spec.repeats == 1 and (value := metrics.get(self.first)) is not None:
             self.study.report(point.asked, value, int(metrics[TIME]))
         return made
+
+    def _tell(self, trial: Trial) -> None:
+        """Of one that goes on: what a live table shows."""
+        scores = {name: trial.metrics.get(name) for name in self.spec.objectives}
+        wanted = self.wanted and self.wanted * self.spec.repeats
+        told = {"repeat": trial.repeat, "values": trial.values, "scores": scores, "validations": int(trial.metrics.get(TIME, 0))}
+        self.context.events.emit("trying", step=trial.point, of=wanted, **told)
 
     def ended(self, point: Point, trial: Trial) -> None:
         """Note what became of a trial, and of its point with the last of its seeds."""

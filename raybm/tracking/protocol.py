@@ -23,7 +23,9 @@ class Tracker(Protocol):
 
 
 def numbers(kind: str, fields: Mapping[str, Any]) -> dict[str, float]:
-    """What can be plotted of an event, by "kind/name"."""
+    """What can be plotted of an event, by "kind/name"; nothing of trials that go on, which are told again at their end."""
+    if kind == "trying":
+        return {}
     return {
         f"{kind}/{name}": float(value)
         for name, value in fields.items()

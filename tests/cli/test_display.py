@@ -81,5 +81,20 @@ def rendered(shown: Display) -> str:
     return page.getvalue()
 
 
+def test_in_a_terminal_the_trials_of_a_sweep_live() -> None:
+    shown, out, clock = display(terminal=True)
+    trying = {"of": 4, "repeat": 0, "values": {"train.lr": 0.00123456}, "scores": {"validation.loss": None}, "validations": 0}
+    with shown:
+        shown.event("trying", trying | {"step": 1})
+        clock.now += 20
+        shown.event("trying", trying | {"step": 2, "scores": {"validation.loss": 0.5}, "validations": 3})
+        shown.event("trial", {"step": 1, "repeat": 0, "end": "finished"})
+        clock.now += 10
+        shown.console.print(shown._render())
+    text = out.getvalue()
+    for part in ("1 of 4 trials over, 1:30 left", "train.lr 0.001235", "validation.loss", "0.5", "0:10"):
+        assert part in text
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (0, 59.6, 3700)] == ["0:00", "1:00", "1:01:40"]
