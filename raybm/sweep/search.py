@@ -16,6 +16,7 @@ from typing import Any
 from raybm import runner
 from raybm.core.context import Context
 from raybm.core.errors import Problem, SpecError, UserError
+from raybm.core.events import FILE
 from raybm.core.runs import Run
 from raybm.core.spec import Spec
 from raybm.search import Member, Population
@@ -131,7 +132,10 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
         finally:  # also of what was interrupted
             context.run_dir.joinpath("sweep.csv").write_text(search.table(), encoding="utf-8")
             context.progress(f"sweep: {write(search, context.run_dir)}")
-    return search.winner()
+    winner = search.winner()
+    for trial in search.line(search.ranked()[0].trials[0]):  # the report's curves, where this run trained it on this machine
+        context.events.take(context.run_dir / "trials" / trial.name / FILE, ("train", "validate", "profile"))
+    return winner
 
 
 class Search:

@@ -53,6 +53,8 @@ def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: 
     assert records["publish"].metrics["version"] == 1 and records["train"].view["train"]["lr"] == 1e-2
     assert held() == ([], [])
     run = states(open_storage(str(tmp_path / "store")))[0].run
+    events = read_events(tmp_path / "store" / "runs" / run / "metrics.jsonl")
+    assert list(by_step(events, "validate")) and by_step(events, "train")[-1]["step"] == 12  # the report's curves
     promoted = CliRunner().invoke(app, ["sweep", "promote", run, "best", "--storage", str(tmp_path / "store")])
     assert promoted.output.strip() == "tiny@best → 1"
 
