@@ -11,6 +11,7 @@ Caches hold copies only; whoever needs one again makes it again, so a replica th
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import uuid
@@ -20,9 +21,10 @@ from pathlib import Path
 
 from raybm.core.artifact import RECORD, Artifact
 from raybm.core.cache import DEPTHS, ROOT
+from raybm.core.errors import NotFound
 from raybm.core.lease import held
 from raybm.core.registry import VERSION_FILE
-from raybm.core.runs import RunState, states
+from raybm.core.runs import SWEEP, RunState, states
 from raybm.core.storage import HIDDEN, Storage, arrow_errors
 
 DAY_S = 86400.0
@@ -58,7 +60,7 @@ def removable(root: Storage, keep_days: float = 7.0, cache: Path = Path(ROOT)) -
     old = {run.run for run in runs if run.shown != "running" and time.time() - run.heartbeat >= keep_days * DAY_S}
     kept = [run for run in runs if run.run not in old]
     found = [*_artifacts(root, _needed(root, kept), keep_days), *_runs(root, {run.run for run in runs}, old, keep_days)]
-    return [*found, *_publications(root, keep_days), *_cached(cache.expanduser(), kept, keep_days)]
+    return [*found, *_sweeps(root, kept, keep_days), *_publications(root, keep_days), *_cached(cache.expanduser(), kept, keep_days)]
 
 
 def remove(root: Storage, found: Iterable[Removable]) -> None:
@@ -104,6 +106,23 @@ def _runs(root: Storage, known: set[str], old: set[str], keep_days: float) -> It
     for name, folder in _folders(root, "runs", 1).items():
         if name in old or (name not in known and _old(folder, keep_days, finished=False)):
             yield Removable(root.at(f"runs/{name}").uri, folder.bytes, f"run of {folder.days():.0f} days ago", f"runs/{name}")
+
+
+def _sweeps(root: Storage, kept: Iterable[RunState], keep_days: float) -> Iterator[Removable]:
+    """What became of trials, where no kept run looks at it."""
+    folders = _folders(root, "sweeps", 1)
+    used = {_sweep_of(root, run.run) for run in kept} if folders else set()
+    for name, folder in folders.items():
+        if f"sweeps/{name}" not in used and _old(folder, keep_days, finished=False):
+            yield Removable(root.at(f"sweeps/{name}").uri, folder.bytes, f"sweep of {folder.days():.0f} days ago", f"sweeps/{name}")
+
+
+def _sweep_of(root: Storage, run: str) -> str | None:
+    try:
+        place: str = json.loads(root.read(f"runs/{run}/{SWEEP}"))["storage"]
+    except NotFound:
+        return None
+    return place
 
 
 def _publications(root: Storage, keep_days: float) -> Iterator[Removable]:

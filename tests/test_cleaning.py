@@ -101,6 +101,17 @@ def test_an_artifact_that_a_run_takes_up_meanwhile_is_not_removed(root: Storage,
     assert root.keys("artifacts") == ["artifacts/prepare/a/model/weights", "artifacts/prepare/a/record.json"]
 
 
+def test_old_sweeps_go_unless_a_kept_run_looks_at_them(root: Storage, tmp_path: Path) -> None:
+    for name in ("old", "running"):
+        root.write(f"sweeps/{name}/00001-0.json", b"{}")
+    age(root)
+    run(root, "run-now", "running", time.time())
+    root.write("runs/run-now/sweep.json", b'{"storage": "sweeps/running"}')
+    assert {item.key for item in cleaning.removable(root, 0, tmp_path)} == {"sweeps/old"}
+    root.write("sweeps/old/00002-0.json", b"{}")
+    assert not cleaning.removable(root, 7, tmp_path)
+
+
 def test_versions_stay_and_publications_that_were_cut_off_go(root: Storage, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -20,6 +20,8 @@ from raybm.core.storage import Storage, files_under, local_errors
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 LOST_S = 60.0  # no sign of life for so long: the driver is gone
+SWEEP = "sweep.json"
+"""In the folder of a run with a sweep: where the trials stand in the storage."""
 
 
 class RunState(Spec):

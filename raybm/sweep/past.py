@@ -7,9 +7,9 @@ import math
 import statistics
 
 from raybm.core.errors import NotFound, UserError
-from raybm.core.runs import read_state
+from raybm.core.runs import SWEEP, read_state
 from raybm.core.storage import Storage
-from raybm.sweep.search import PLACE, Trial
+from raybm.sweep.search import Trial
 
 
 class Past:
@@ -25,7 +25,7 @@ class Past:
         self.fields: list[str] = list(sweep["space"])
         self.by = " with ".join(part["kind"] for part in (sweep["sampler"], sweep["scheduler"]) if part)
         try:
-            place = json.loads(root.read(f"runs/{run}/{PLACE}"))["storage"]
+            place = json.loads(root.read(f"runs/{run}/{SWEEP}"))["storage"]
         except NotFound:
             raise UserError("has not begun with its trials.", where=run, remedy="Look at `raybm logs`.") from None
         stored = root.at(place)

@@ -17,7 +17,7 @@ from raybm import runner
 from raybm.core.context import Context
 from raybm.core.errors import Problem, SpecError, UserError
 from raybm.core.events import FILE
-from raybm.core.runs import Run
+from raybm.core.runs import SWEEP, Run
 from raybm.core.spec import Spec
 from raybm.search import Member, Population
 from raybm.search.space import changed, probes
@@ -29,8 +29,6 @@ from raybm.spec.train import CHANGING, Phase
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
 STEPS = "train.steps"
-PLACE = "sweep.json"
-"""In the run's folder: where the trials stand in the storage."""
 PREPARES = ("task", "data", "model")
 """Sections that prepared rows depend on."""
 
@@ -155,7 +153,7 @@ class Search:
         self.exhausted = False
         place = f"sweeps/{self._key()}"
         self.storage = context.storage.at(place)
-        context.storage.write(f"runs/{run}/{PLACE}", json.dumps({"storage": place}).encode())
+        context.storage.write(f"runs/{run}/{SWEEP}", json.dumps({"storage": place}).encode())
         self._recall()
 
     @property
