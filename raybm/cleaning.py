@@ -2,7 +2,7 @@
 
 Kept, whatever their age:
 - published versions, all of them: an alias, a spec (`registry:chat@3`) or a live replica may name any;
-- artifacts of runs that are running, and what those were made from;
+- artifacts of runs that are running, what those were made from, and the trials of their sweeps;
 - what somebody alive is making (a lease), and what was written within the last `keep_days` (a failed run resumes from there).
 
 Artifacts from which an aliased version was made may go: the registry holds its own copy of the model, its evaluation and its lineage.
