@@ -76,8 +76,11 @@ class Phase(Spec):
     after: PositiveInt
     """Optimiser steps done."""
     lr: PositiveFloat | None = None
+    """The highest learning rate, which the schedule goes on from."""
     weight_decay: NonNegativeFloat | None = None
+    """Decoupled decay."""
     l1: NonNegativeFloat | None = None
+    """Weight of the sum of all weights' sizes in the loss."""
 
 
 CHANGING = ("lr", "weight_decay", "l1")

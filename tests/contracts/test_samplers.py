@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any, get_args
 
 import pytest
 
 from raybm.core.spec import Spec
-from raybm.search import SamplerSpec, SchedulerSpec, SpaceSpec
+from raybm.search import Member, Population, SamplerSpec, SchedulerSpec, SpaceSpec
 from raybm.search.study import Study
 
 SAMPLERS = get_args(get_args(SamplerSpec)[0])
@@ -64,6 +65,26 @@ def test_several_objectives(cls: Any) -> None:
     assert tried(study(cls, ("min", "max")), 12, lambda point: [point["lr"], -point["lr"]])
 
 
-@pytest.mark.parametrize("cls", SCHEDULERS)
-def test_schedulers_build(cls: Any) -> None:
+@pytest.mark.parametrize("cls", [each for each in SCHEDULERS if not issubclass(each, Population)])
+def test_schedulers_that_stop_build(cls: Any) -> None:
     assert cls().build("validation.loss", "min", "validations").metric == "validation.loss"
+
+
+@pytest.mark.parametrize("cls", [each for each in SCHEDULERS if issubclass(each, Population)])
+def test_populations_stay_in_the_space_and_come_again_with_the_seed(cls: Any) -> None:
+    space = Holder.parse({"space": {"lr": {"loguniform": [1e-5, 1e-1]}, "decay": {"uniform": [0, 0.1]}}}).space
+
+    def lived(seed: int) -> list[list[dict[str, Any]]]:
+        random = Random(seed)
+        generations = [[Member(n, {"lr": 10**-n, "decay": n / 100}, float(n)) for n in range(1, 5)]]
+        for _ in range(4):
+            members = [member for generation in generations for member in generation]
+            following = cls(share=0.5).following(space, generations, random)
+            assert len(following) == 4 and {number for number, _ in following} <= {member.number for member in generations[-1]}
+            made = [Member(len(members) + n + 1, values, values["lr"], members[number - 1]) for n, (number, values) in enumerate(following)]
+            generations.append(made)
+        return [[member.values for member in generation] for generation in generations]
+
+    found = lived(3)
+    assert found == lived(3)
+    assert all(1e-5 <= values["lr"] <= 1e-1 and 0 <= values["decay"] <= 0.1 for generation in found for values in generation)
