@@ -119,8 +119,8 @@ class Display:
         names = list(trials[0][1]["scores"])
         board = Table("point", "values", "validations", *names, "for", box=None, title_justify="left", title=self._left(trials[0][1]["of"]))
         for began, fields in trials:
-            values = ", ".join(f"{path} {_short(value)}" for path, value in fields["values"].items())
-            scores = [_short(fields["scores"][name]) for name in names]
+            values = ", ".join(f"{path} {short(value)}" for path, value in fields["values"].items())
+            scores = [short(fields["scores"][name]) for name in names]
             seed = f", seed {fields['repeat'] + 1}" if fields["repeat"] else ""
             board.add_row(f"{fields['step']}{seed}", Text(values), str(fields["validations"]), *scores, duration(self.clock() - began))
         return board
@@ -134,7 +134,8 @@ class Display:
         return f"{self._over} of {wanted} trials over{left}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a trial, in a cell."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raybm.cli.display import short
 from raybm.cli.jobs import DEFAULT_STORAGE, STORAGE, say, show_table
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def show(run: Run, storage: Storage = DEFAULT_STORAGE) -> None:
     past = _past(run, storage)
     table = Table("point", "end", *past.fields, *past.objectives, "seconds", "why it failed", box=None)
     for trial in past.trials:
-        values = [_shown(trial.values.get(path)) for path in past.fields]
-        scores = [_shown(trial.metrics.get(name)) for name in past.objectives]
+        values = [short(trial.values.get(path)) for path in past.fields]
+        scores = [short(trial.metrics.get(name)) for name in past.objectives]
         table.add_row(trial.name, trial.end or "not over", *values, *scores, f"{trial.seconds:.0f}", trial.error)
     show_table(table)
 
@@ -51,9 +52,9 @@ def compare(
     for past in pasts:
         finished = [trial for trial in past.trials if trial.end == "finished"]
         top = past.best() if finished else None
-        scores = [_shown(top.metrics.get(name)) if top else "" for name in names]
+        scores = [short(top.metrics.get(name)) if top else "" for name in names]
         hours = sum(trial.seconds for trial in past.trials) / 3600
-        values = ", ".join(f"{path} {_shown(value)}" for path, value in top.values.items()) if top else ""
+        values = ", ".join(f"{path} {short(value)}" for path, value in top.values.items()) if top else ""
         table.add_row(past.run, past.by, str(len(past.trials)), str(len(finished)), f"{hours:.2f}", *scores, values)
     show_table(table)
 
@@ -76,7 +77,3 @@ def _past(run: str, storage: str) -> Past:
     from raybm.sweep.past import Past
 
     return Past(open_storage(storage), run)
-
-
-def _shown(value: object) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

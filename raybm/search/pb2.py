@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from random import Random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from raybm.search.population import Draws, Member, Population
+from raybm.search.population import Draws, Exchange, Member, Population
 from raybm.search.space import Dimension
 
 if TYPE_CHECKING:
@@ -26,16 +25,10 @@ class Pb2(Population):
 
     kind: Literal["pb2"] = "pb2"
 
-    def explored(
-        self,
-        space: Mapping[str, Dimension],
-        donor: Member,
-        generations: Sequence[Sequence[Member]],
-        fresh: Sequence[dict[str, Any]],
-        random: Random,
-    ) -> dict[str, Any]:
+    def explored(self, donor: Member, exchange: Exchange) -> dict[str, Any]:
         import numpy as np
 
+        space, random, generations = exchange.space, exchange.random, exchange.generations
         seen = [
             ([float(time), *_shares(space, member.values)], member.parent.cost - member.cost)
             for time, members in enumerate(generations)
@@ -47,7 +40,7 @@ class Pb2(Population):
             return {name: dimension.draw(draws, name) for name, dimension in space.items()}
         now = float(len(generations))
         candidates = np.array([[now, *(random.random() for _ in space)] for _ in range(CANDIDATES)])
-        taken = [[now, *_shares(space, values)] for values in fresh]
+        taken = [[now, *_shares(space, values)] for values in exchange.fresh]
         upper = _upper_bounds(np.array([place for place, _ in seen]), np.array([gain for _, gain in seen]), taken, candidates)
         chosen = candidates[int(upper.argmax()), 1:]
         return {name: dimension.value(float(share)) for (name, dimension), share in zip(space.items(), chosen, strict=True)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from raybm.search.population import Draws, Member, Population
+from raybm.search.population import Draws, Exchange, Member, Population
 from raybm.search.space import Dimension
 
 
@@ -22,15 +21,8 @@ class Pbt(Population):
     redraw: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Probability that a value is drawn anew instead."""
 
-    def explored(
-        self,
-        space: Mapping[str, Dimension],
-        donor: Member,
-        generations: Sequence[Sequence[Member]],
-        fresh: Sequence[dict[str, Any]],
-        random: Random,
-    ) -> dict[str, Any]:
-        return {name: self._other(dimension, name, donor.values[name], random) for name, dimension in space.items()}
+    def explored(self, donor: Member, exchange: Exchange) -> dict[str, Any]:
+        return {name: self._other(dimension, name, donor.values[name], exchange.random) for name, dimension in exchange.space.items()}
 
     def _other(self, dimension: Dimension, name: str, value: Any, random: Random) -> Any:
         if random.random() < self.redraw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Annotated, Any
 
@@ -25,6 +25,18 @@ class Member:
     """At its end, the lower the better; None where it failed."""
     parent: Member | None = None
     """What it went on from."""
+
+
+@dataclass
+class Exchange:
+    """What is known when members are replaced."""
+
+    space: Mapping[str, Dimension]
+    generations: Sequence[Sequence[Member]]
+    """From the first to the one that has just ended."""
+    random: Random
+    fresh: list[dict[str, Any]] = field(default_factory=list)
+    """The values that were made in this exchange already."""
 
 
 class Population(Spec):
@@ -51,26 +63,19 @@ class Population(Spec):
         behind = others[len(others) - min(len(others), max(0, count - len(failed))) :]
         going = {member.number for member in [*behind, *failed]}
         made: list[tuple[int, dict[str, Any]]] = []
-        fresh: list[dict[str, Any]] = []
+        exchange = Exchange(space, generations, random)
         for member in members:
             if member.number in going:
                 donor = random.choice(best)
-                fresh.append(self.explored(space, donor, generations, fresh, random))
-                made.append((donor.number, fresh[-1]))
+                exchange.fresh.append(self.explored(donor, exchange))
+                made.append((donor.number, exchange.fresh[-1]))
             else:
                 made.append((member.number, member.values))
         return made
 
     @abstractmethod
-    def explored(
-        self,
-        space: Mapping[str, Dimension],
-        donor: Member,
-        generations: Sequence[Sequence[Member]],
-        fresh: Sequence[dict[str, Any]],
-        random: Random,
-    ) -> dict[str, Any]:
-        """Other values than the donor's. `fresh`: those that were made in this exchange already."""
+    def explored(self, donor: Member, exchange: Exchange) -> dict[str, Any]:
+        """Other values than the donor's."""
 
 
 class Draws:

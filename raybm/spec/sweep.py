@@ -57,21 +57,25 @@ class SweepSpec(Spec):
         Check(
             ("repeats", "scheduler"),
             lambda repeats, scheduler: (
-                ("the members of a population are one trial each.", "Drop it.") if repeats > 1 and _population(scheduler) else None
+                ("the members of a population are one trial each.", "Drop it.")
+                if repeats > 1 and isinstance(scheduler, Population)
+                else None
             ),
         ),
         Check(
             ("budget.trials", "scheduler"),
             lambda trials, scheduler: (
-                (f"{scheduler.kind} goes by its size, and until its members are trained.", "Drop it, and set scheduler.size.")
-                if trials and _population(scheduler)
+                ("a population goes by its size, and until its members are trained.", "Drop it, and set scheduler.size.")
+                if trials and isinstance(scheduler, Population)
                 else None
             ),
         ),
         Check(
             ("sampler", "scheduler"),
             lambda sampler, scheduler: (
-                ("a grid is no way to begin a population.", "Use random.") if sampler.kind == "grid" and _population(scheduler) else None
+                ("a grid is no way to begin a population.", "Use random.")
+                if sampler.kind == "grid" and isinstance(scheduler, Population)
+                else None
             ),
         ),
         Check(("space",), lambda space: _fields(space) or _conditions(space)),
@@ -84,13 +88,9 @@ def _scheduled(scheduler: SchedulerSpec | None, objectives: dict[str, str]) -> t
     return f"{scheduler.kind} needs one objective that is known on the way.", f"Use {' or '.join(VALIDATED)}, or drop the scheduler."
 
 
-def _population(scheduler: SchedulerSpec | None) -> bool:
-    return isinstance(scheduler, Population)
-
-
 def _populated(space: dict[str, Dimension], scheduler: SchedulerSpec | None) -> tuple[str, str] | None:
     """Whether a population can change the fields on the way."""
-    if scheduler is None or not _population(scheduler):
+    if not isinstance(scheduler, Population):
         return None
     fixed = [name for name in space if name not in [f"train.{field}" for field in CHANGING]]
     if fixed:

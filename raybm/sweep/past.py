@@ -30,12 +30,15 @@ class Past:
             raise UserError("has not begun with its trials.", where=run, remedy="Look at `raybm logs`.") from None
         stored = root.at(place)
         self.trials = sorted((Trial.parse(json.loads(stored.read(key)), key) for key in stored.keys("")), key=lambda trial: trial.name)
-        costs = {trial.point: self._cost(trial.point) for trial in self.trials}
-        self.trials.sort(key=lambda trial: costs[trial.point])
+        seeds: dict[int, list[Trial]] = {}
+        for trial in self.trials:
+            seeds.setdefault(trial.point, []).append(trial)
+        self.costs = {point: self._cost(trials) for point, trials in seeds.items()}
+        self.trials.sort(key=lambda trial: self.costs[trial.point])
 
     def best(self) -> Trial:
         """Raises UserError where none is finished."""
-        if not self.trials or math.isinf(self._cost(self.trials[0].point)):
+        if not self.trials or math.isinf(self.costs[self.trials[0].point]):
             raise UserError("no trial is finished.", where=self.run, remedy="`raybm sweep show` says why those that failed did.")
         return self.trials[0]
 
@@ -47,10 +50,9 @@ class Past:
         metrics = json.loads(self.root.read(f"artifacts/publish/{key}/record.json"))["metrics"]
         return metrics["name"], metrics["version"]
 
-    def _cost(self, point: int) -> float:
-        """Of a finished point in the first objective, the mean over its seeds; the lower the better."""
+    def _cost(self, trials: list[Trial]) -> float:
+        """Of a point in the first objective, the mean over its seeds, the lower the better; endless where one is not finished."""
         name, mode = next(iter(self.objectives.items()))
-        trials = [trial for trial in self.trials if trial.point == point]
         if any(trial.end != "finished" or name not in trial.metrics for trial in trials):
             return math.inf
         mean = statistics.fmean(trial.metrics[name] for trial in trials)

@@ -7,7 +7,7 @@ import pytest
 
 from raybm.search.pb2 import Pb2
 from raybm.search.pbt import Pbt
-from raybm.search.population import Member
+from raybm.search.population import Exchange, Member
 from tests.search.test_space import space
 
 LR = space(train__lr={"loguniform": [1e-4, 1e-1]})
@@ -39,13 +39,14 @@ def test_the_worst_go_on_from_the_best(costs: tuple[float | None, ...], share: f
 
 def test_pbt_multiplies_within_the_range_or_draws_anew() -> None:
     donor = members(1.0, lr=9e-2)[0]
-    scaled = {Pbt(redraw=0).explored(LR, donor, [], [], Random(seed))["train.lr"] for seed in range(20)}
+    scaled = {Pbt(redraw=0).explored(donor, Exchange(LR, [], Random(seed)))["train.lr"] for seed in range(20)}
     assert sorted(scaled) == pytest.approx([9e-2 * 0.8, 1e-1])
-    drawn = {Pbt(redraw=1).explored(LR, donor, [], [], Random(seed))["train.lr"] for seed in range(20)}
+    drawn = {Pbt(redraw=1).explored(donor, Exchange(LR, [], Random(seed)))["train.lr"] for seed in range(20)}
     assert len(drawn) == 20 and all(1e-4 <= lr <= 1e-1 for lr in drawn)
     levels = space(train__l1=[0.0, 0.1, 0.2], train__weight_decay={"randint": [1, 9]})
     steps = [
-        Pbt(redraw=0).explored(levels, Member(1, {"train.l1": 0.1, "train.weight_decay": 5}, 1.0), [], [], Random(s)) for s in range(9)
+        Pbt(redraw=0).explored(Member(1, {"train.l1": 0.1, "train.weight_decay": 5}, 1.0), Exchange(levels, [], Random(s)))
+        for s in range(9)
     ]
     assert {values["train.l1"] for values in steps} == {0.0, 0.2} and {values["train.weight_decay"] for values in steps} == {4, 6}
 
