@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +19,7 @@ import ray
 from ray import tune as raytune
 from ray.tune import Callback
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybm import runner
 from raybm.core.artifact import Artifact, Record
@@ -24,7 +27,7 @@ from raybm.core.cache import cache_folder
 from raybm.core.context import Context
 from raybm.core.errors import Paused, RaybmError
 from raybm.core.events import Events
-from raybm.core.runs import Walker
+from raybm.core.runs import HEARTBEAT_S, Walker
 from raybm.core.storage import Storage, open_storage
 from raybm.search import Population
 from raybm.spec.job import JobSpec, Resources
@@ -37,6 +40,9 @@ ERROR = "error"
 PAUSED = "paused"
 OVER = {FINISHED, ERROR, PAUSED}
 """One of which a trial's last report has."""
+LETS_GO_S = 120
+"""That a stopped trial's process has before the next trial is to begin in it; Tune's own 2 s are too few for one that frees its memory."""
+BEATS_TIMEOUT_S = 60.0
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' numbers stand in files of our own,
     "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
@@ -55,13 +61,19 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
     scheduler = None
     if spec.scheduler is not None and not isinstance(spec.scheduler, Population):
         scheduler = spec.scheduler.build(search.first, spec.objectives[search.first], TIME)
-    asking = Asking(search)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    beats = ray.remote(num_cpus=0, scheduling_strategy=here)(Beats).remote(search.base.train.stall_timeout_s)
+    asking = Asking(search, beats)
+    hours = spec.budget.hours
+    ends = time.monotonic() + hours * 3600 if hours else math.inf
     os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed, we say
     folder = Path(tempfile.mkdtemp(prefix="raybm-tune-"))
     try:
         raytune.run(
-            raytune.with_resources(work or _trial, _ask(resources) if alone else {"CPU": 0.01}),
+            raytune.with_resources(
+                raytune.with_parameters(_beating, beats=beats, work=work or trial), _ask(resources) if alone else {"CPU": 0.01}
+            ),
             search_alg=asking,
             scheduler=scheduler,
             num_samples=-1,
@@ -69,15 +81,15 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
             max_failures=spec.max_failures,
             raise_on_failed_trial=False,
             reuse_actors=alone,
-            time_budget_s=spec.budget.hours and spec.budget.hours * 3600,
-            callbacks=[asking.errors],
+            time_budget_s=hours and hours * 3600,
+            callbacks=[asking.watch],
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             storage_path=str(folder),
             verbose=0,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    asking.close()
+    asking.close(in_time=time.monotonic() < ends)
 
 
 def _ask(resources: Resources) -> dict[str, float]:
@@ -98,11 +110,11 @@ def _fitting(resources: Resources) -> int:
 class Asking(Searcher):
     """Tune's face of a search."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, beats: Any) -> None:
         super().__init__(metric=search.first, mode=search.spec.objectives[search.first])
         self.search = search
         self.running: dict[str, tuple[Point, Trial]] = {}
-        self.errors = Errors(self)
+        self.watch = Watch(self, beats)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         following = self.search.next()
@@ -131,10 +143,13 @@ class Asking(Searcher):
         seconds = round(float(result.get("time_total_s", 0.0)), 2)
         self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))
 
-    def close(self) -> None:
-        """What runs when the time is over has been stopped; a population's members go on when the same sweep is begun again."""
+    def close(self, in_time: bool) -> None:
+        """What runs when the time is over has been stopped; a population's members go on when the same sweep is begun again. What is left
+        before that, Tune gave up without a word, as it does where a process does not let go of the trial before."""
         for trial_id in list(self.running):
-            if self.search.population is None:
+            if in_time:
+                self.over(trial_id, "failed", {}, "its process could not be used again.")
+            elif self.search.population is None:
                 self.over(trial_id, "stopped", {}, "")
 
     def save(self, checkpoint_path: str) -> None:
@@ -147,20 +162,63 @@ class Asking(Searcher):
         return (object, ())
 
 
-class Errors(Callback):
-    """Why trials died."""
+class Watch(Callback):
+    """Why trials died; and the end of those that give no sign of life."""
 
-    def __init__(self, asking: Asking) -> None:
-        self.asking = asking
+    def __init__(self, asking: Asking, beats: Any) -> None:
+        self.asking, self.beats = asking, beats
+        self.looked = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._alive(trial)  # so that one which never gives a sign is missed, too
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = str(trial.get_error() or "it died.")
+        if trial.trial_id not in self.asking.running:
+            return
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""  # of all its starts
+        place = self.asking.search.context.run_dir / "trials" / self.asking.running[trial.trial_id][1].name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "error.txt").write_text(text, encoding="utf-8")
         reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it died.")
+        self.asking.over(trial.trial_id, "failed", trial.last_result or {}, reason.partition(" Some common causes")[0])
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune takes several steps a second."""
+        if time.monotonic() - self.looked < HEARTBEAT_S:
+            return
+        self.looked = time.monotonic()
+        silent = ray.get(self.beats.silent.remote(), timeout=BEATS_TIMEOUT_S)
+        for trial in trials:
+            running, actor = self.asking.running.get(trial.trial_id), trial.temporary_state.ray_actor
+            if running and actor is not None and running[1].name in silent:
+                self.asking.search.context.progress(f"  point {running[1].point}: no sign of life; its process is ended")
+                ray.kill(actor)  # Tune begins it again, or has it failed
+                self._alive(trial)
+
+    def _alive(self, trial: Any) -> None:
         if trial.trial_id in self.asking.running:
-            self.asking.over(trial.trial_id, "failed", trial.last_result or {}, reason)
+            self.beats.beat.remote(self.asking.running[trial.trial_id][1].name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (object, ())
+
+
+class Beats:
+    """An actor that trials tell that they live: a process that was stopped, or is held by what it calls, cannot end itself."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._last: dict[str, float] = {}
+
+    def beat(self, name: str, over: bool = False) -> None:
+        if over:
+            self._last.pop(name, None)
+        else:
+            self._last[name] = time.monotonic()
+
+    def silent(self) -> list[str]:
+        """Trials that have not beaten for the timeout."""
+        return [name for name, last in self._last.items() if time.monotonic() - last > self._timeout_s]
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
@@ -171,7 +229,27 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
 # ---- in the trial's process
 
 
-def _trial(config: dict[str, Any]) -> None:
+def _beating(config: dict[str, Any], beats: Any, work: Callable[[dict[str, Any]], None]) -> None:
+    """The work, with a sign of life every few seconds."""
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LETS_GO_S)  # read here, where the next trial waits for the end of this one
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_S):
+            beats.beat.remote(config["name"])
+
+    beats.beat.remote(config["name"])
+    thread = threading.Thread(target=beat, daemon=True, name="raybm-trial-heartbeat")
+    thread.start()
+    try:
+        work(config)
+    finally:
+        over.set()
+        thread.join(timeout=HEARTBEAT_S)
+        beats.beat.remote(config["name"], over=True)
+
+
+def trial(config: dict[str, Any]) -> None:
     """The stages of one job, with a report at each validation. What the user can mend is reported, and not tried again."""
     told: dict[str, Any] = {TIME: 0}
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from raybm.core.cache import cache_folder
+from raybm.core.errors import NotFound
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.training.average import Average
@@ -49,7 +50,11 @@ class Commit(Spec):
 
 def commits(storage: Storage) -> list[Commit]:
     """All committed checkpoints, oldest first."""
-    return [Commit.parse(json.loads(storage.read(key))) for key in storage.keys(MARKERS)]
+    found = []
+    for key in storage.keys(MARKERS):
+        with suppress(NotFound):  # the one who trains takes old ones away
+            found.append(Commit.parse(json.loads(storage.read(key))))
+    return found
 
 
 def save(

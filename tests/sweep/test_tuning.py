@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from raybm.core.runs import states
 from raybm.core.spec import load
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
+from raybm.sweep import tuning
 from tests.e2e import job
 
 pytestmark = pytest.mark.integration
@@ -79,6 +82,27 @@ def test_a_scheduler_stops_what_falls_behind(ray_session: str, tmp_path: Path) -
     drive(spec(tmp_path, sweep, publish=None, evaluate=None), ray_session)
     assert [row["end"] for row in rows(tmp_path)] == ["finished", "finished", "stopped", "stopped"]
     assert held() == ([], [])
+
+
+def test_a_process_that_gives_no_sign_of_life_and_one_that_dies(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, stopped = tuning.trial, tmp_path / "stopped"
+
+    def trial(config: dict[str, Any]) -> None:
+        if config["name"].startswith("00001") and not stopped.exists():
+            stopped.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)  # it neither ends nor answers
+        if config["name"].startswith("00002"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        work(config)
+
+    monkeypatch.setattr(tuning, "trial", trial)
+    train = TRAIN | {"stall_timeout_s": 7.0}
+    sweep = {"space": {"train.lr": [1e-3, 1e-2]}, "sampler": {"kind": "grid"}, "max_failures": 1}
+    drive(spec(tmp_path, sweep, publish=None, evaluate=None, train=train), ray_session)
+    table = rows(tmp_path)
+    assert [row["end"] for row in table] == ["finished", "failed"] and "died" in table[1]["error"]
+    run = tmp_path / "store" / "runs" / states(open_storage(str(tmp_path / "store")))[0].run
+    assert "worker process has died" in (run / "trials" / "00002-0" / "error.txt").read_text() and held() == ([], [])
 
 
 def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from raybm.core.errors import NotFound
+from raybm.core.storage import open_storage
 from raybm.training import checkpoint
 from tests.elsewhere import Elsewhere
 from tests.ranks import Ranks
@@ -53,3 +55,14 @@ def test_a_failed_upload_or_download_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(NotFound):
         checkpoint.load(Engine(0), Elsewhere(tmp_path / "none"), checkpoint.Commit(folder="checkpoints/x", step=1, world_size=1))
     assert {path.suffix for path in (tmp_path / "cache" / "checkpoints").iterdir()} <= {".lock"}
+
+
+def test_one_that_is_taken_away_while_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(str(tmp_path))
+    for step in (1, 2):
+        marker = checkpoint.Commit(folder=f"step-{step}", step=step, world_size=1)
+        storage.write(f"{checkpoint.MARKERS}/{step:08}.json", json.dumps(marker.canonical()).encode())
+    listed = storage.keys(checkpoint.MARKERS)
+    storage.delete(f"{checkpoint.MARKERS}/00000001.json")
+    monkeypatch.setattr(type(storage), "keys", lambda self, place: listed)
+    assert [commit.step for commit in checkpoint.commits(storage)] == [2]
