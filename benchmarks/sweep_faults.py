@@ -2,8 +2,9 @@
 
 Two are killed once, two at every start, two raise an error that nobody foresaw, two are stopped in the middle (SIGSTOP: they neither end
 nor answer), and two get a learning rate with which the loss is no number. Prints {"accounted", "hung", "leaked_placement_groups",
-"leaked_actors"}: the share of the trials that ended as they should (those that were killed or stopped once finish at their second start, the
-others count as failed, with the reason, all twenty sound ones are finished), and what is still there when the sweep is over.
+"leaked_actors"}: the share of the trials that ended as they should, and what is still there when the sweep is over. Those that were
+killed or stopped once have to finish at their second start; the other faulty ones have to count as failed, with the reason; the twenty
+sound ones have to finish.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def measured(folder: Path, slots: int) -> tuple[dict[str, float], dict[str, Any]
     from raybm.core.storage import open_storage
     from raybm.spec import JobSpec
     from raybm.sweep.search import Search
-    from raybm.sweep.tuning import Alone, tune
+    from raybm.sweep.tuning import tune
+    from raybm.sweep.work import Alone
 
     job = JobSpec.parse(described(folder, slots))
     base = job.model_copy(update={"sweep": None})
@@ -120,7 +122,7 @@ class Faulty:
         self.folder = folder
 
     def __call__(self, config: dict[str, Any]) -> None:
-        from raybm.sweep.tuning import trial
+        from raybm.sweep.work import run_trial
 
         fault = FAULTS.get(int(config["name"].split("-")[0]), "sound")
         mark = self.folder / f"{config['name']}.went-wrong"
@@ -131,7 +133,7 @@ class Faulty:
             kind = signal.SIGKILL if fault.startswith("killed") else signal.SIGSTOP
             threading.Timer(0.5, lambda: os.kill(os.getpid(), kind)).start()
             time.sleep(0.3)  # so that it hits the training
-        trial(config)
+        run_trial(config)
 
 
 def left() -> tuple[int, int]:

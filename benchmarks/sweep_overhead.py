@@ -78,7 +78,8 @@ def ours(trials: int, seconds: float) -> float:
     from raybm.core.storage import open_storage
     from raybm.spec import JobSpec
     from raybm.sweep.search import Search
-    from raybm.sweep.tuning import FINISHED, tune
+    from raybm.sweep.tuning import tune
+    from raybm.sweep.work import FINISHED
 
     def work(config: dict[str, Any]) -> None:
         from ray import tune as raytune

@@ -136,7 +136,8 @@ def searched(plain: dict[str, Any], place: Path, way: str, seed: int, sweep: dic
     from raybm.core.storage import open_storage
     from raybm.spec import JobSpec
     from raybm.sweep.search import Search
-    from raybm.sweep.tuning import Alone, tune
+    from raybm.sweep.tuning import tune
+    from raybm.sweep.work import Alone
 
     store = place / f"{way}-{seed}"
     points = BUDGET if sweep["scheduler"] else POINTS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -16,6 +16,7 @@ class CmaEs(Spec):
     """Covariance matrix adaptation (Hansen 2016): for numbers, from some fifty trials on. Choices, and fields with `when`, are drawn at
     random."""
 
+    LEARNS: ClassVar[bool] = False  # from trials that another search made
     kind: Literal["cma_es"] = "cma_es"
     startup_trials: PositiveInt = 1
     """Drawn at random before the evolution begins."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -16,6 +16,7 @@ class Gp(Spec):
     """Bayesian optimisation: a Gaussian process of the metric, and where it is expected to improve. For few, costly trials: its own time
     grows with the cube of their number. Fields with `when` are drawn at random."""
 
+    LEARNS: ClassVar[bool] = True  # from trials that another search made
     kind: Literal["gp"] = "gp"
     startup_trials: PositiveInt = 10
     """Drawn at random before the process is fitted."""

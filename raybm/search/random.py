@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raybm.core.spec import Spec
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class Random(Spec):
     """Independent draws; what every other sampler has to beat (Bergstra and Bengio 2012)."""
 
+    LEARNS: ClassVar[bool] = False  # from trials that another search made
     kind: Literal["random"] = "random"
 
     def build(self, seed: int) -> BaseSampler:

@@ -49,6 +49,14 @@ class Dimension(Spec):
         assert self.uniform is not None
         return trial.suggest_float(name, *self.uniform)
 
+    def holds(self, value: Any) -> bool:
+        """Whether it may be drawn."""
+        if self.choice is not None:
+            return json.dumps(value) in [json.dumps(each) for each in self.choice]
+        if isinstance(value, bool) or not isinstance(value, int if self.randint else int | float):
+            return False
+        return self.normal is not None or self._range()[0] <= value <= self._range()[1]
+
     def share(self, value: Any) -> float:
         """Where a value of a range lies, from 0 to 1 (of a normal distribution: its probability); equal steps are alike."""
         if self.normal is not None:

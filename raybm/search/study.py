@@ -50,6 +50,17 @@ class Study:
         trial = self.study.ask()
         return Asked(drawn(self.space, self.job, lambda name, dimension: dimension.draw(trial, name)), trial)
 
+    def inside(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The point with these values of the fields that it has; None where it does not lie in the space."""
+        point = drawn(self.space, self.job, lambda name, _: values.get(name))
+        return point if all(self.space[name].holds(value) for name, value in point.items()) else None
+
+    def learn(self, point: Mapping[str, Any], values: Sequence[float]) -> None:
+        """Of a point that was tried elsewhere."""
+        asked = self.ask(point)
+        assert asked is not None
+        self.tell(asked, "finished", values)
+
     def report(self, asked: Asked, value: float, time: int) -> None:
         """A value on the way, of a single objective: what estimators know of trials that are stopped."""
         asked.trial.report(value, time)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Tpe(Spec):
     """Tree-structured Parzen estimators (Bergstra et al. 2011): good with few trials, conditions and any kind of value."""
 
+    LEARNS: ClassVar[bool] = True  # from trials that another search made
     kind: Literal["tpe"] = "tpe"
     startup_trials: PositiveInt = 10
     """Drawn at random before the estimators begin."""

@@ -14,7 +14,7 @@ from raybm.data.exact_dedup import ExactDedup
 from raybm.data.normalize import Normalize
 from raybm.models.spec import ModelSpec
 from raybm.search import Population
-from raybm.spec.sweep import TRAINED, VALIDATED, SweepSpec
+from raybm.spec.sweep import ENERGY, TRAINED, VALIDATED, SweepSpec
 from raybm.spec.train import EarlyStopping, TrainSpec, ZeroSpec
 from raybm.tasks import TaskSpec
 from raybm.tracking import TrackerSpec
@@ -145,6 +145,14 @@ class JobSpec(Spec):
                     "Drop train.early_stopping and train.phases.",
                 )
                 if isinstance(scheduler, Population) and any(set_already)
+                else None
+            ),
+        ),
+        Check(
+            ("sweep.objectives", "sweep.budget.energy_kwh", "train.energy"),
+            lambda objectives, budget, measured: (
+                ("the energy of the trials is not measured.", "Set train.energy: true.")
+                if not measured and (budget or ENERGY in (objectives or ()))
                 else None
             ),
         ),

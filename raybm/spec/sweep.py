@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
 from raybm.search import Dimension, Population, SamplerSpec, SchedulerSpec, SpaceSpec
@@ -17,7 +17,17 @@ VALIDATED = ("validation.loss", "validation.accuracy")
 """What is known while a trial goes on."""
 SEARCHED = ("task", "model", "data", "train")
 """Sections whose fields decide how good a model is."""
-TRAINED = ("train.train_loss", "train.tokens_per_s", "train.seconds", "train.tokens", "train.steps", "train.mfu", "train.profile.peak")
+ENERGY = "train.energy_kwh"
+TRAINED = (
+    "train.train_loss",
+    "train.tokens_per_s",
+    "train.seconds",
+    "train.tokens",
+    "train.steps",
+    "train.mfu",
+    "train.profile.peak",
+    ENERGY,
+)
 
 
 class Budget(Spec):
@@ -27,6 +37,15 @@ class Budget(Spec):
     """Points that are tried. Default: every combination of a grid, 20 of other samplers."""
     hours: PositiveFloat | None = None
     """After so long no trial is begun, and those that run are stopped."""
+    energy_kwh: PositiveFloat | None = None
+    """That all trials' training may take (`train.energy`); then those that run are stopped."""
+
+
+def _source(source: str) -> str:
+    scheme, colon, rest = source.partition(":")
+    if (colon and (scheme != "registry" or "@" not in rest)) or "/" in source:
+        raise ValueError("should be the name of a run, or registry:name@alias-or-version")
+    return source
 
 
 class SweepSpec(Spec):
@@ -42,6 +61,9 @@ class SweepSpec(Spec):
     objectives: Annotated[dict[str, Literal["min", "max"]], Field(min_length=1)] = {"validation.loss": "min"}
     """What the best is best in: `validation.loss`, `validation.accuracy`, `train.…` (such as train.seconds), or a score of the test split,
     `evaluate.…`. Of several, those points are kept that no other beats in all; the job goes on with the one that is best in the first."""
+    warm_start: tuple[Annotated[str, AfterValidator(_source)], ...] = ()
+    """What is known before the first trial: names of runs whose sweeps' finished trials the sampler (tpe, gp) learns from, as far as they
+    lie in the space and have the objectives; registry:name@alias-or-version, the values of whose job are tried first."""
     repeats: PositiveInt = 1
     """Trials of each point, with seeds that count up from the job's; its value is their mean."""
     budget: Budget = Budget()
@@ -78,6 +100,7 @@ class SweepSpec(Spec):
                 else None
             ),
         ),
+        Check(("warm_start", "sampler"), lambda sources, sampler: _known(sources, sampler)),
         Check(("space",), lambda space: _fields(space) or _conditions(space)),
     )
 
@@ -106,6 +129,15 @@ def _listed(sampler: SamplerSpec, space: dict[str, Dimension]) -> tuple[str, str
     endless = [name for name, dimension in space.items() if dimension.values() is None]
     if sampler.kind == "grid" and endless:
         return f"a grid cannot list the values of {', '.join(endless)}.", "Give lists, or use another sampler."
+    return None
+
+
+def _known(sources: tuple[str, ...], sampler: SamplerSpec) -> tuple[str, str] | None:
+    if sources and sampler.kind == "grid":
+        return "a grid tries all its points anyway.", "Drop it, or use another sampler."
+    runs = [source for source in sources if ":" not in source]
+    if runs and not sampler.LEARNS:
+        return f"{sampler.kind} learns nothing from the trials of {', '.join(runs)}.", "Use tpe or gp."
     return None
 
 

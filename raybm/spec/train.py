@@ -139,6 +139,8 @@ class TrainSpec(Spec):
     """Compile the model by torch.compile; the first steps take minutes."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is what is validated and published."""
+    energy: bool = False
+    """Estimate the energy that training takes (record: energy_kwh). Wants the extra `energy`."""
     phases: tuple[Phase, ...] = ()
     """What changes on the way: a schedule that was written down, or found by population based training (`sweep.scheduler`)."""
     zero: ZeroSpec = ZeroSpec()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from raybm.core.errors import NotFound, UserError
+from raybm.core.registry import Registry
 from raybm.core.runs import SWEEP, read_state
 from raybm.core.storage import Storage
-from raybm.sweep.search import Trial
+from raybm.search.space import at
+from raybm.sweep.trial import Trial, ended, mean, stored
 
 
 class Past:
@@ -18,7 +21,8 @@ class Past:
     def __init__(self, root: Storage, run: str) -> None:
         self.root, self.run = root, run
         self.state = read_state(root, run)
-        sweep = json.loads(root.read(f"runs/{run}/spec.json")).get("sweep")
+        self.job: dict[str, Any] = json.loads(root.read(f"runs/{run}/spec.json"))
+        sweep = self.job.get("sweep")
         if sweep is None:
             raise UserError("has no sweep.", where=run, remedy="`raybm status` shows what it was.")
         self.objectives: dict[str, str] = sweep["objectives"]
@@ -28,13 +32,9 @@ class Past:
             place = json.loads(root.read(f"runs/{run}/{SWEEP}"))["storage"]
         except NotFound:
             raise UserError("has not begun with its trials.", where=run, remedy="Look at `raybm logs`.") from None
-        stored = root.at(place)
-        self.trials = sorted((Trial.parse(json.loads(stored.read(key)), key) for key in stored.keys("")), key=lambda trial: trial.name)
-        seeds: dict[int, list[Trial]] = {}
-        for trial in self.trials:
-            seeds.setdefault(trial.point, []).append(trial)
-        self.costs = {point: self._cost(trials) for point, trials in seeds.items()}
-        self.trials.sort(key=lambda trial: self.costs[trial.point])
+        self.points = stored(root.at(place))
+        self.costs = {number: self._cost(trials) for number, trials in self.points.items()}
+        self.trials = [trial for number in sorted(self.points, key=lambda number: self.costs[number]) for trial in self.points[number]]
 
     def best(self) -> Trial:
         """Raises UserError where none is finished."""
@@ -53,7 +53,27 @@ class Past:
     def _cost(self, trials: list[Trial]) -> float:
         """Of a point in the first objective, the mean over its seeds, the lower the better; endless where one is not finished."""
         name, mode = next(iter(self.objectives.items()))
-        if any(trial.end != "finished" or name not in trial.metrics for trial in trials):
+        value = mean(trials, name) if ended(trials) == "finished" else None
+        if value is None:
             return math.inf
-        mean = statistics.fmean(trial.metrics[name] for trial in trials)
-        return mean if mode == "min" else -mean
+        return value if mode == "min" else -value
+
+
+def known(
+    root: Storage, source: str, fields: Sequence[str], objectives: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], list[float] | None]]:
+    """What a run's sweep, or a published version's job, had in these fields, and what came of it in these metrics (None: of a version).
+    Raises NotFound, and UserError for a run without a sweep."""
+    scheme, _, rest = source.rpartition(":")
+    if scheme == "registry":
+        name, _, version = rest.partition("@")
+        lineage: Any = Registry(root).get(name, version).facts["lineage"]
+        yield {path: at(lineage["spec"], path) for path in fields}, None
+        return
+    past = Past(root, source)
+    for trials in past.points.values():
+        scores = [mean(trials, name) for name in objectives] if ended(trials) == "finished" else [None]
+        if None not in scores and not trials[0].phases:
+            changes = trials[0].changes
+            values = {path: changes[path] if path in changes else at(past.job, path) for path in fields}
+            yield values, [score for score in scores if score is not None]

@@ -6,8 +6,7 @@ import csv
 import hashlib
 import io
 import json
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -18,60 +17,20 @@ from raybm.core.context import Context
 from raybm.core.errors import Problem, SpecError, UserError
 from raybm.core.events import FILE
 from raybm.core.runs import SWEEP, Run
-from raybm.core.spec import Spec
 from raybm.search import Member, Population
 from raybm.search.space import changed, probes
 from raybm.search.study import Asked, End, Study
 from raybm.spec.job import JobSpec
-from raybm.spec.sweep import TIME
-from raybm.spec.train import CHANGING, Phase
+from raybm.spec.sweep import ENERGY, TIME
+from raybm.spec.train import Phase
+from raybm.sweep.past import known
+from raybm.sweep.trial import Trial, ended, mean, stored
 
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
 STEPS = "train.steps"
 PREPARES = ("task", "data", "model")
 """Sections that prepared rows depend on."""
-
-
-class Trial(Spec):
-    """One point with one seed, as it stands in the storage."""
-
-    point: int
-    """From 1."""
-    repeat: int = 0
-    """From 0; added to the job's seed."""
-    parent: int | None = None
-    """Of a population's member: the point whose training this one goes on with."""
-    start: dict[str, Any]
-    """Path of a field → value, where training began."""
-    phases: tuple[Phase, ...] = ()
-    """What was changed on the way."""
-    end: End | None = None
-    """None while it is not over."""
-    metrics: dict[str, float] = {}
-    """The last ones."""
-    curve: tuple[dict[str, float], ...] = ()
-    """What was known at each validation."""
-    seconds: float = 0.0
-    error: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.point:05}-{self.repeat}"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """Path of a field → value, as it was last."""
-        return self.start | (_by_path(self.phases[-1]) if self.phases else {})
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """Path of a field → what it is in the trial's job."""
-        return self.start | ({"train.phases": [phase.canonical() for phase in self.phases]} if self.phases else {})
-
-
-def _by_path(phase: Phase) -> dict[str, Any]:
-    return {f"train.{name}": value for name in CHANGING if (value := getattr(phase, name)) is not None}
 
 
 @dataclass
@@ -82,15 +41,10 @@ class Point:
 
     @property
     def end(self) -> End | None:
-        """None while a trial is not over; else the worst."""
-        ends = [trial.end for trial in self.trials]
-        return None if None in ends else next((end for end in ("failed", "stopped") if end in ends), "finished")
+        return ended(self.trials)
 
     def mean(self, metric: str) -> float | None:
-        """Over the seeds; None where one of them lacks it."""
-        values = [trial.metrics.get(metric) for trial in self.trials]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(values) else None
+        return mean(self.trials, metric)
 
 
 def check(job: JobSpec) -> None:
@@ -153,17 +107,34 @@ class Search:
         self.exhausted = False
         place = f"sweeps/{self._key()}"
         self.storage = context.storage.at(place)
+        self.begins_with: list[dict[str, Any]] = []
+        """Points to try before the sampler is asked."""
+        for source in self.spec.warm_start:
+            self._know(source)
         context.storage.write(f"runs/{run}/{SWEEP}", json.dumps({"storage": place}).encode())
         self._recall()
 
     @property
     def more(self) -> bool:
         """Whether there may be something left to try."""
-        return bool(self.waiting) or (not self.exhausted and (self.wanted is None or len(self.points) < self.wanted))
+        return not self.spent and (bool(self.waiting) or (not self.exhausted and (self.wanted is None or len(self.points) < self.wanted)))
+
+    @property
+    def spent(self) -> bool:
+        """Whether the budget's energy is used up."""
+        limit = self.spec.budget.energy_kwh
+        return limit is not None and self.energy_kwh >= limit
+
+    @property
+    def energy_kwh(self) -> float:
+        """Of all trials; what a member of a population began with is its parent's."""
+        trials = [trial for point in self.points for trial in point.trials]
+        before = [self.points[trial.parent - 1].trials[0] for trial in trials if trial.parent]
+        return sum(map(_energy, trials)) - sum(map(_energy, before))
 
     def next(self) -> tuple[Point, Trial] | None:
         """What to try next; None where nothing is left, or (then there may be `more`) what runs has to end first."""
-        while self.waiting or (self.more and self._asked()):
+        while self.more and (self.waiting or self._asked()):
             point, repeat = self.waiting.pop(0)
             trial = point.trials[repeat]
             try:
@@ -179,7 +150,7 @@ class Search:
         """Whether there is another point now."""
         if self.population is not None and len(self.points) >= self.population.size:
             return self._followed(self.population)
-        asked = self.study.ask()
+        asked = self.study.ask(self.begins_with[len(self.points)] if len(self.points) < len(self.begins_with) else None)
         self.exhausted = asked is None
         if asked is not None:
             self._add(asked, {})
@@ -316,28 +287,39 @@ class Search:
     def _key(self) -> str:
         """Of everything that decides what is tried and what comes of it, the data and raybm's own code among them; not of how much."""
         spec = self.spec.canonical()
-        content = {name: spec[name] for name in ("space", "sampler", "scheduler", "objectives")}
+        content = {name: spec[name] for name in ("space", "sampler", "scheduler", "objectives", "warm_start")}
         content["artifacts"] = [step.out.key for step in runner.steps(self.base, self.context.storage)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
+    def _know(self, source: str) -> None:
+        """Raises NotFound where there is no such run or version, and UserError where it knows nothing of this search."""
+        found = inside = 0
+        for values, scores in known(self.context.storage, source, list(self.spec.space), list(self.spec.objectives)):
+            found += 1
+            if (point := self.study.inside(values)) is None:
+                continue
+            inside += 1
+            if scores is None:
+                self.begins_with.append(point)
+            else:
+                self.study.learn(point, scores)
+        if not inside:
+            lacks = f"none of its {found} points lies in the space." if found else f"no trial of it has {', '.join(self.spec.objectives)}."
+            raise UserError(lacks, where=f"sweep.warm_start: {source}", remedy="Drop it, or widen the space.")
+        self.context.progress(f"sweep: {inside} points are known by {source}" + (f", {found - inside} lie elsewhere" * (inside < found)))
+
     def _recall(self) -> None:
         """What an earlier run of the same sweep left: what is over is told to the study, the rest is begun with."""
-        known: dict[int, dict[int, Trial]] = {}
-        for trial in self._stored():
-            known.setdefault(trial.point, {})[trial.repeat] = trial
+        known = stored(self.storage)
         for number in sorted(known)[: self.wanted]:
-            trials = known[number]
-            first = next(iter(trials.values()))
+            trials = {trial.repeat: trial for trial in known[number]}
+            first = known[number][0]
             asked = self.study.ask(first.values)
             assert asked is not None
             self._add(asked, trials, first)
         if known:
             over = sum(point.end is not None for point in self.points)
             self.context.progress(f"sweep: {over} points are done already, {len(self.points) - over} go on")
-
-    def _stored(self) -> Iterator[Trial]:
-        for key in self.storage.keys(""):
-            yield Trial.parse(json.loads(self.storage.read(key)), key)
 
     def _add(self, asked: Asked, known: dict[int, Trial], like: Trial | None = None) -> None:
         """A point, with the trials that are `known` by their seeds; others are as `like`."""
@@ -373,6 +355,10 @@ class Search:
 
     def _values(self, trial: Trial) -> str:
         return ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}" for path, value in trial.values.items())
+
+
+def _energy(trial: Trial) -> float:
+    return trial.metrics.get(ENERGY, trial.metrics.get("validation.energy_kwh", 0.0))
 
 
 def _shown(name: str, value: float | None) -> str:

@@ -1,47 +1,31 @@
-"""A search under Ray Tune: what Tune asks, what it is told, and what a trial does in its own process."""
+"""A search under Ray Tune: what Tune asks and is told, and the end of trials that give no sign of life."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune as raytune
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybm import runner
-from raybm.core.artifact import Artifact, Record
-from raybm.core.cache import cache_folder
-from raybm.core.context import Context
-from raybm.core.errors import Paused, RaybmError
-from raybm.core.events import Events
-from raybm.core.runs import HEARTBEAT_S, Walker
-from raybm.core.storage import Storage, open_storage
+from raybm.core.runs import HEARTBEAT_S
 from raybm.search import Population
-from raybm.spec.job import JobSpec, Resources
+from raybm.spec.job import Resources
 from raybm.spec.sweep import TIME
-from raybm.sweep.search import STEPS, Point, Search, Trial
+from raybm.sweep.search import Point, Search
+from raybm.sweep.trial import Trial
+from raybm.sweep.work import ERROR, FINISHED, OVER, beating, run_trial
 
-log = logging.getLogger(__name__)
-FINISHED = "finished"
-ERROR = "error"
-PAUSED = "paused"
-OVER = {FINISHED, ERROR, PAUSED}
-"""One of which a trial's last report has."""
-LETS_GO_S = 120
-"""That a stopped trial's process has before the next trial is to begin in it; Tune's own 2 s are too few for one that frees its memory."""
 BEATS_TIMEOUT_S = 60.0
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trials' numbers stand in files of our own,
@@ -72,7 +56,7 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
     try:
         raytune.run(
             raytune.with_resources(
-                raytune.with_parameters(_beating, beats=beats, work=work or trial), _ask(resources) if alone else {"CPU": 0.01}
+                raytune.with_parameters(beating, beats=beats, work=work or run_trial), _ask(resources) if alone else {"CPU": 0.01}
             ),
             search_alg=asking,
             scheduler=scheduler,
@@ -83,13 +67,16 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
             reuse_actors=alone,
             time_budget_s=hours and hours * 3600,
             callbacks=[asking.watch],
+            stop=Spent(search),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             storage_path=str(folder),
             verbose=0,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    asking.close(in_time=time.monotonic() < ends)
+    if search.spent:
+        search.context.progress(f"sweep: the budget's energy is used up ({search.energy_kwh:.3g} kWh)")
+    asking.close(in_time=time.monotonic() < ends and not search.spent)
 
 
 def _ask(resources: Resources) -> dict[str, float]:
@@ -162,6 +149,19 @@ class Asking(Searcher):
         return (object, ())
 
 
+class Spent(Stopper):
+    """Ends everything when the budget's energy is used up."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.search.spent
+
+
 class Watch(Callback):
     """Why trials died; and the end of those that give no sign of life."""
 
@@ -224,113 +224,3 @@ class Beats:
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """Ours of what a trial reported, not Tune's own."""
     return {name: float(value) for name, value in result.items() if name == TIME or ("." in name and isinstance(value, int | float))}
-
-
-# ---- in the trial's process
-
-
-def _beating(config: dict[str, Any], beats: Any, work: Callable[[dict[str, Any]], None]) -> None:
-    """The work, with a sign of life every few seconds."""
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LETS_GO_S)  # read here, where the next trial waits for the end of this one
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_S):
-            beats.beat.remote(config["name"])
-
-    beats.beat.remote(config["name"])
-    thread = threading.Thread(target=beat, daemon=True, name="raybm-trial-heartbeat")
-    thread.start()
-    try:
-        work(config)
-    finally:
-        over.set()
-        thread.join(timeout=HEARTBEAT_S)
-        beats.beat.remote(config["name"], over=True)
-
-
-def trial(config: dict[str, Any]) -> None:
-    """The stages of one job, with a report at each validation. What the user can mend is reported, and not tried again."""
-    told: dict[str, Any] = {TIME: 0}
-
-    def listen(kind: str, fields: dict[str, Any]) -> None:
-        if kind == "resume":
-            told[TIME] = fields["validations"]
-        elif kind == "validate":
-            told.update({f"validation.{name}": value for name, value in fields.items() if name != "step"})
-            told[TIME] += 1
-            raytune.report(dict(told))
-
-    try:
-        records = _walk(config, listen)
-    except Paused as paused:
-        known = {f"validation.{name}": value for name, value in paused.validation.items()}  # also where it stood there already
-        raytune.report({**told, **known, STEPS: paused.step, PAUSED: 1})
-        return
-    except RaybmError as error:
-        raytune.report({**told, ERROR: str(error)})
-        return
-    finally:
-        gc.collect()  # the next trial of this process wants the memory
-    raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
-
-
-def _walk(config: dict[str, Any], listen: Callable[[str, dict[str, Any]], None]) -> dict[str, Record]:
-    job = JobSpec.parse(config["job"])
-    storage = open_storage(job.storage)
-    job = runner.settled(job, storage)
-    place = f"{config['run']}/trials/{config['name']}"
-    folder = storage.local(f"runs/{place}") or cache_folder("runs") / place
-    alone = job.resources.workers == 1
-    context = Context(
-        job.canonical(),
-        job.name,
-        storage,
-        job.resources,
-        folder,
-        Events(folder, [listen]),
-        log.info,
-        alone=alone,
-        until=config["until"],
-        branches_from=_before(job, storage),
-    )
-    return runner.run(job, Alone(f"{config['run']}/{config['name']}"), context, nullcontext)
-
-
-def _before(job: JobSpec, storage: Storage) -> Artifact | None:
-    """The training of the same job up to its last phase."""
-    if not job.train.phases:
-        return None
-    before = job.model_copy(update={"train": job.train.model_copy(update={"phases": job.train.phases[:-1]})})
-    return next(step.out for step in runner.steps(before, storage) if step.stage.NAME == "train")
-
-
-class Alone(Walker):
-    """Nobody watches a trial but Tune."""
-
-    def __init__(self, name: str) -> None:
-        self.id, self.stopped = name, None
-
-    def update(self, **changes: Any) -> None:
-        """A trial's state is what it reports."""
-
-    def stop(self, why: RaybmError) -> None:
-        """Somebody else makes the same artifact: this process ends, and Tune begins the trial again."""
-        log.error("%s", why)
-        os._exit(1)
-
-
-def _flat(records: Mapping[str, Record]) -> Iterator[tuple[str, float]]:
-    """Numbers of the stages' records by path; the validation of the published step stands as the last one's do."""
-    for stage, record in records.items():
-        yield from _leaves(f"{stage}.", record.metrics)
-    for name, value in (records["train"].metrics.get("validation") or {}).items():
-        yield f"validation.{name}", value
-
-
-def _leaves(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(f"{path}{name}.", value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{path}{name}", float(value)

@@ -20,6 +20,7 @@ from raybm.tasks.protocol import Batch, Task
 from raybm.training import checkpoint, zero
 from raybm.training.average import Average
 from raybm.training.batches import Rows, Schedule
+from raybm.training.energy import metered
 from raybm.training.loader import Loader, Step, collate, draw
 from raybm.training.meter import Meter
 from raybm.training.optimizers import learning_rate, optimizer
@@ -43,6 +44,7 @@ class Progress:
     waited: int = 0  # validations since the best
     stopped: bool = False
     rate: float = 1.0  # what plateaus have left of the learning rate
+    energy_kwh: float = 0.0  # where it is measured
     lowest: float = math.inf  # validation loss
     flat: int = 0  # validations since the lowest
     profile: dict[str, Any] = field(default_factory=dict)  # of rank 0's last look at a step
@@ -99,7 +101,7 @@ def train(
     meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
     flops: float | None = None
     loader = Loader(task, processor, rows, schedule, rank, progress.step, total, spec.stall_timeout_s)
-    with Watchdog(spec.stall_timeout_s) as watchdog, loader:
+    with Watchdog(spec.stall_timeout_s) as watchdog, loader, metered(device) if spec.energy else nullcontext() as energy:
         while progress.step < end and not progress.stopped:
             now = spec.at(progress.step)
             lr = learning_rate(now, progress.step, total) * progress.rate
@@ -140,7 +142,10 @@ def train(
                 with average.applied() if average else nullcontext():
                     validation = validate(engine, task, processor, splits["validation"], schedule, device, watchdog)
                 saves |= _note_best(progress, validation, spec)
-                emit("validate", step=progress.step, **validation)
+            if energy and (validates or saves):
+                progress.energy_kwh += energy.take()
+            if validates:
+                emit("validate", step=progress.step, **validation, **({"energy_kwh": progress.energy_kwh} if energy else {}))
             if saves or progress.stopped:
                 checkpoint.save(engine, storage, progress.step, validation if validates else None, vars(progress), best_by, average)
                 watchdog.alive()
@@ -165,6 +170,7 @@ def train(
         "tokens_per_s": progress.tokens / max(progress.seconds, 1e-9),
         "workers": workers,
         "profile": progress.profile,
+        **({"energy_kwh": progress.energy_kwh} if spec.energy else {}),
     }
     if flops and peak_flops:
         summary["mfu"] = flops * summary["tokens_per_s"] / workers / peak_flops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import pytest
 
 from raybm.core.spec import Spec
 from raybm.search import Member, Population, SamplerSpec, SchedulerSpec, SpaceSpec
+from raybm.search.random import Random as RandomSampler
 from raybm.search.study import Study
 
 SAMPLERS = get_args(get_args(SamplerSpec)[0])
@@ -43,6 +45,18 @@ def test_points_lie_in_the_space_and_come_again_with_the_seed(cls: Any) -> None:
     for point in found:
         assert 1e-5 <= point["lr"] <= 1e-1 and point["kind"] in ("a", "b") and ("depth" in point) == (point["kind"] == "b")
     assert tried(study(cls), 14, lambda point: [point["lr"]]) == found
+
+
+@pytest.mark.parametrize("cls", [cls for cls in SAMPLERS if cls.LEARNS])
+def test_one_that_learns_from_another_search_begins_near_its_best(cls: Any) -> None:
+    def distance(point: dict[str, Any]) -> float:
+        return abs(math.log10(point["lr"] / 1e-3))
+
+    taught = study(cls)
+    for point in tried(study(RandomSampler), 30, lambda point: [distance(point)]):
+        taught.learn(point, [distance(point)])
+    near, far = (tried(made, 5, lambda point: [distance(point)]) for made in (taught, study(cls)))
+    assert sum(map(distance, near)) < 0.5 * sum(map(distance, far))
 
 
 @pytest.mark.parametrize("cls", SAMPLERS)

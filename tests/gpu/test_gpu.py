@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_other_ways_to_train(tmp_path: Path, cluster: str, train: dict[str, Any]
     assert losses[20] < losses[1]
     profile = records["train"].metrics["profile"]
     assert profile["weights"] > 0 and profile["peak"] > profile["weights"]
+
+
+def test_small_trials_share_a_gpu(tmp_path: Path, cluster: str) -> None:
+    """Two at a time on each, in processes of their own; the best one is evaluated."""
+    sweep = {"space": {"train.lr": [1e-4, 1e-3, 1e-2, 3e-2]}, "sampler": {"kind": "grid"}}
+    train = {"precision": "bf16", "max_steps": 12, "validate_every_steps": 4, "zero": {"stage": 1}}
+    spec = job.write_spec(tmp_path, str(tmp_path / "store"), train=train, sweep=sweep, publish=None)
+    records = drive(load(JobSpec, spec, ["resources={workers: 1, gpus_per_worker: 0.5}", "train.global_batch=8"]), cluster)
+    storage = open_storage(str(tmp_path / "store"))
+    run = states(storage)[0].run
+    table = list(csv.DictReader((tmp_path / "store" / "runs" / run / "sweep.csv").open(encoding="utf-8")))
+    assert [row["end"] for row in table] == ["finished"] * 4
+    assert records["train"].metrics["profile"]["peak"] > 0 and records["evaluate"].metrics["loss"] > 0
 
 
 def test_a_published_model_predicts_on_a_gpu(tmp_path: Path, cluster: str) -> None:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from raybm.cli import app
 from raybm.core.errors import NotFound, UserError
+from raybm.core.registry import Registry
 from raybm.core.runs import Run
 from raybm.core.storage import open_storage
 from raybm.sweep.past import Past
@@ -55,3 +56,32 @@ def test_what_there_is_not(tmp_path: Path) -> None:
         Past(root, run(tmp_path)).best()
     with pytest.raises(UserError, match="published nothing"):
         Past(root, run(tmp_path)).published()
+
+
+def test_what_is_known_before_the_first_trial(tmp_path: Path) -> None:
+    name = run(tmp_path, 3.0, 1.0, 2.0)  # train.lr 0.1, 0.1 and 0.2
+    sampled = {"space": {"train.lr": {"uniform": [0.05, 0.15]}, "train.warmup": {"uniform": [0.0, 0.5]}}, "sampler": {"kind": "tpe"}}
+    found = search(tmp_path, sampled | {"warm_start": [name]})
+    assert [trial.value for trial in found.study.study.trials] == [3.0, 1.0]  # the third lies outside; the fourth failed
+    assert found.study.study.trials[0].params == {"train.lr": 0.1, "train.warmup": 0.06}  # as its job had it
+    assert found.points == [] and found.context.progress.__self__[-1] == f"sweep: 2 points are known by {name}, 1 lie elsewhere"  # type: ignore[attr-defined]
+    with pytest.raises(NotFound, match="there is no such run"):
+        search(tmp_path, sampled | {"warm_start": ["nothing"]})
+    with pytest.raises(UserError, match="none of its 3 points lies in the space"):
+        search(tmp_path, sampled | {"space": {"train.lr": {"uniform": [0.5, 0.6]}}, "warm_start": [name]})
+    with pytest.raises(UserError, match="no trial of it has evaluate"):
+        search(tmp_path, sampled | {"warm_start": [name], "objectives": {"evaluate.perplexity": "min"}})
+
+
+def test_a_published_job_is_tried_first(tmp_path: Path) -> None:
+    published = job(tmp_path, GRID, train={"lr": 0.07}).canonical()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1")
+    Registry(open_storage(str(tmp_path / "store"))).publish("tiny", tmp_path / "model", {"lineage": {"spec": published}})
+    space = {"train.lr": {"loguniform": [1e-2, 1e-1]}, "train.global_batch": [32, 64]}
+    sampled = {"space": space, "sampler": {"kind": "random"}, "warm_start": ["registry:tiny@1"]}
+    first = end(search(tmp_path, sampled), loss=1.0)
+    assert first.start == {"train.lr": 0.07, "train.global_batch": 32}
+    again = search(tmp_path, sampled)
+    assert [point.trials[0].start for point in again.points] == [first.start]
+    assert end(again, loss=1.0).start != first.start

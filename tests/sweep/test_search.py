@@ -13,7 +13,8 @@ from raybm.core.events import Events, read_events
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
 from raybm.sweep.page import write
-from raybm.sweep.search import Search, Trial, check
+from raybm.sweep.search import Search, check
+from raybm.sweep.trial import Trial
 
 
 def job(folder: Path, sweep: dict[str, Any], **changes: Any) -> JobSpec:
@@ -31,10 +32,10 @@ def job(folder: Path, sweep: dict[str, Any], **changes: Any) -> JobSpec:
     )
 
 
-def search(folder: Path, sweep: dict[str, Any], run: str = "run") -> Search:
+def search(folder: Path, sweep: dict[str, Any], run: str = "run", **changes: Any) -> Search:
     if not (folder / "text.txt").exists():
         (folder / "text.txt").write_text("the quick brown fox", encoding="utf-8")
-    made = job(folder, sweep)
+    made = job(folder, sweep, **changes)
     said: list[str] = []
     context = Context(made.canonical(), "tiny", open_storage(made.storage), made.resources, folder, Events(folder), said.append)
     return Search(made, context, run)
@@ -57,6 +58,11 @@ GRID = {"space": {"train.lr": [0.1, 0.2], "train.global_batch": [8, 16]}, "sampl
 @pytest.mark.parametrize(
     ("sweep", "wrong"),
     [
+        ({"space": {"train.lr": [0.1]}, "warm_start": ["an-earlier-run"], "sampler": {"kind": "grid"}}, "a grid tries all"),
+        ({"space": {"train.lr": [0.1]}, "warm_start": ["an-earlier-run"], "sampler": {"kind": "random"}}, "learns nothing"),
+        ({"space": {"train.lr": [0.1]}, "warm_start": ["registry:model"]}, "registry:name@alias-or-version"),
+        ({"space": {"train.lr": [0.1]}, "budget": {"energy_kwh": 1}}, "energy of the trials is not measured"),
+        ({"space": {"train.lr": [0.1]}, "objectives": {"train.energy_kwh": "min"}}, "Set train.energy: true"),
         ({"space": {}}, "sweep.space"),
         ({"space": {"train.lr": {"uniform": [0, 1]}}, "sampler": {"kind": "grid"}}, "a grid cannot list the values of train.lr"),
         ({"space": {"train.lr": [1]}, "objectives": {"evaluate.accuracy": "max"}}, "no stage reports evaluate.accuracy"),
@@ -111,6 +117,18 @@ def test_the_best_goes_on(tmp_path: Path) -> None:
     )
     events = [event for event in read_events(tmp_path / "metrics.jsonl") if event["kind"] == "trial"]
     assert [event["step"] for event in events] == [1, 2, 3, 4] and events[1]["validation.loss"] == 1.0
+
+
+def test_the_budgets_energy(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID | {"budget": {"energy_kwh": 0.5}}, train={"energy": True})
+    end(found, loss=1.0, energy_kwh=0.2)
+    following = found.next()
+    assert following is not None
+    point, trial = following
+    trial = found.reported(point, trial, {"validations": 1, "validation.loss": 1.0, "validation.energy_kwh": 0.2})
+    assert found.energy_kwh == pytest.approx(0.4) and found.more and not found.spent
+    found.reported(point, trial, {"validations": 2, "validation.loss": 0.9, "validation.energy_kwh": 0.3})
+    assert found.spent and not found.more and found.next() is None
 
 
 def test_the_front_of_several_objectives(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_scheduler_stops_what_falls_behind(ray_session: str, tmp_path: Path) -
 
 
 def test_a_process_that_gives_no_sign_of_life_and_one_that_dies(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work, stopped = tuning.trial, tmp_path / "stopped"
+    work, stopped = tuning.run_trial, tmp_path / "stopped"
 
     def trial(config: dict[str, Any]) -> None:
         if config["name"].startswith("00001") and not stopped.exists():
@@ -95,7 +95,7 @@ def test_a_process_that_gives_no_sign_of_life_and_one_that_dies(ray_session: str
             os.kill(os.getpid(), signal.SIGKILL)
         work(config)
 
-    monkeypatch.setattr(tuning, "trial", trial)
+    monkeypatch.setattr(tuning, "run_trial", trial)
     train = TRAIN | {"stall_timeout_s": 7.0}
     sweep = {"space": {"train.lr": [1e-3, 1e-2]}, "sampler": {"kind": "grid"}, "max_failures": 1}
     drive(spec(tmp_path, sweep, publish=None, evaluate=None, train=train), ray_session)

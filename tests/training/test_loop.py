@@ -177,6 +177,15 @@ def test_no_rank_ever_holds_a_model_of_stage_3(ranks: Ranks, tmp_path: Path) -> 
     assert most < 0.6 * whole  # half of it, and the layer that is being made
 
 
+def test_energy_adds_up_over_ranks_and_restarts(ranks: Ranks, tmp_path: Path) -> None:
+    prepare, spec = jobs.prepared(tmp_path / "prepared"), SPEC | {"energy": True, "zero": {"stage": 1}, "validate_every_steps": 5}
+    first = ranks.run(jobs.paused, prepare, str(tmp_path / "out"), spec, 1)
+    assert [summary["paused"] for summary in first] == [True, True]
+    before = checkpoint.commits(open_storage(str(tmp_path / "out")))[-1].progress["energy_kwh"]
+    kwh = [summary["energy_kwh"] for _, summary in ranks.run(jobs.train, prepare, str(tmp_path / "out"), spec)]
+    assert 0 < before < kwh[0] < 1e-2 and kwh[0] == pytest.approx(kwh[1])  # a second or two of two cores
+
+
 def test_keeps_the_last_and_the_best(ranks: Ranks, tmp_path: Path) -> None:
     prepare = jobs.prepared(tmp_path / "prepared")
     spec = SPEC | {"epochs": 4, "early_stopping": {"metric": "loss", "patience": 1, "min_delta": 10.0}, "zero": {"stage": 1}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,11 @@ class MultiLabelTask(TextClassificationTask):
         return made
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
-        return super().model(folder, {**config, "problem_type": "multi_label_classification"}, labels, processor)
+        model = super().model(folder, {**config, "problem_type": "multi_label_classification"}, labels, processor)
+        heads = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == len(labels)]
+        if heads and heads[-1].bias is not None:
+            _say_no(heads[-1].bias, len(labels))
+        return model
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
         ids, mask = pad([row["input_ids"] for row in rows] or [[processor.pad_token_id or 0]], processor.pad_token_id or 0)
@@ -62,3 +68,16 @@ class MultiLabelTask(TextClassificationTask):
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return super().signature(labels, max_length).model_copy(update={"outputs": ("labels", "scores")})
+
+
+def _say_no(bias: torch.nn.Parameter, labels: int) -> None:
+    """Let a new head begin with one label in so many, as rare labels are (Lin et al. 2017, arXiv:1708.02002, 4.1): from even odds the
+    encoder would first learn to say no to everything, and lose what tells texts apart. A bias that is not zero has been trained."""
+    gathered: AbstractContextManager[Any] = nullcontext()
+    if hasattr(bias, "ds_id"):
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters([bias], modifier_rank=0)
+    with gathered, torch.no_grad():
+        if bias.numel() and not bias.any():
+            bias.fill_(-math.log(max(labels - 1, 1)))
