@@ -161,6 +161,9 @@ class Spent(Stopper):
     def stop_all(self) -> bool:
         return self.search.spent
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (object, ())
+
 
 class Watch(Callback):
     """Why trials died; and the end of those that give no sign of life."""

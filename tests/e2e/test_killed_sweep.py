@@ -1,15 +1,14 @@
-"""A sweep whose driver is killed goes on where it was when the same command is given again."""
+"""A sweep whose driver or cluster is killed goes on where it was when the same command is given again."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.e2e import job
@@ -26,16 +25,23 @@ def trials(store: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_a_killed_driver(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", ["driver", "head"])
+def test_what_is_finished_stays(tmp_path: Path, victim: str) -> None:
     store = tmp_path / "store"
     sweep = {"space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}, "sampler": {"kind": "random"}, "budget": {"trials": 5}, "concurrent": 1}
     train = {"max_steps": 20, "validate_every_steps": 5, "zero": {"stage": 0}}
     spec = job.write_spec(tmp_path, str(store), resources={"workers": 1}, train=train, sweep=sweep, evaluate=None, publish=None)
-    with job.start(spec) as process:
+    with job.start(spec, {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}) as process:
         deadline = time.monotonic() + DEADLINE_S
         while sum(trial["end"] is not None for trial in trials(store).values()) < 2 and time.monotonic() < deadline:
             time.sleep(0.2)
-        os.kill(process.pid, signal.SIGKILL)
+        if victim == "driver":
+            process.kill()
+        else:
+            children = psutil.Process(process.pid).children(recursive=True)
+            next(child for child in children if child.name() == "gcs_server").kill()
+            code, output = job.finish(process)
+            assert code != 0 and "GCS" in output
     before = {name: trial for name, trial in trials(store).items() if trial["end"] is not None}
     assert 2 <= len(before) < 5
     with job.start(spec) as process:

@@ -18,6 +18,7 @@ from raybm.core.storage import open_storage
 from raybm.models.references import resolve
 from raybm.predict import predict
 from raybm.spec import JobSpec
+from raybm.sweep.past import Past
 from tests.e2e import job
 from tests.s3server import start_weed, stop_weed
 
@@ -39,6 +40,20 @@ def test_the_whole_job_and_again(s3: str, ray_session: str, tmp_path: Path) -> N
     assert Registry(storage).versions("tiny") == [1]
     storage.write("new/rows.jsonl", b'{"prompt": "th"}\n{"prompt": "a"}\n')
     assert predict("registry:tiny@prod", f"{uri}/new/rows.jsonl", tmp_path / "out.jsonl", storage, max_tokens=3) == 2
+
+
+def test_a_sweep(s3: str, ray_session: str, tmp_path: Path) -> None:
+    uri = f"{s3}/{uuid.uuid4().hex}"
+    sweep = {"space": {"train.lr": [1e-3, 1e-2]}, "sampler": {"kind": "grid"}}
+    train = {"max_steps": 6, "validate_every_steps": 3, "global_batch": 8, "zero": {"stage": 0}}
+    settings: dict[str, Any] = {"resources": {"workers": 1}, "train": train, "evaluate": None, "publish": None, "sweep": sweep}
+    records = drive(specs.load(JobSpec, job.write_spec(tmp_path, uri, **settings)), None)
+    storage = open_storage(uri)
+    past = Past(storage, states(storage)[0].run)
+    assert [trial.end for trial in past.trials] == ["finished"] * 2 and past.best().values == {
+        "train.lr": records["train"].view["train"]["lr"]
+    }
+    assert {"sweep.csv", "sweep.html", "report.html"} <= {key.rsplit("/", 1)[1] for key in storage.keys(f"runs/{past.run}")}
 
 
 def test_wrong_credentials_and_missing_bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
