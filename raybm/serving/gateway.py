@@ -25,6 +25,7 @@ from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
 from raybm.serving.replica import Answer
 from raybm.serving.sse import Events, events
+from raybm.serving.together import all_of, merged
 from raybm.spec.serve import GatewaySpec
 
 logger = logging.getLogger(__name__)
@@ -77,22 +78,20 @@ class Gateway:
     async def generate(self, request: Request, model: Model, query: openai.Generation) -> Response:
         if query.stream:
             return await self.stream(request, model, query)
-        answer = await model.complete(query.request())
-        self.metrics.tokens(query.model, request.state.tenant, answer.prompt_tokens, answer.completion_tokens)
-        choices = [query.choice(answer.text, answer.finish_reason)]
-        return JSONResponse(
-            query.head(chunk=False) | {"choices": choices, "usage": openai.usage(answer.prompt_tokens, answer.completion_tokens)}
-        )
+        answers = await all_of([model.complete(one) for one in query.requests()])
+        prompt, written = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
+        self.metrics.tokens(query.model, request.state.tenant, prompt, written)
+        choices = [query.choice(answer.text, answer.finish_reason, index) for index, answer in enumerate(answers)]
+        return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": openai.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: openai.Generation) -> Response:
-        deltas = self._deltas(request, model, query)
+        deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
         return Events(events(query, first, deltas), source=deltas)
 
-    async def _deltas(self, request: Request, model: Model, query: openai.Generation) -> AsyncGenerator[Delta]:
+    async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
         begun, pieces, written, delta = time.monotonic(), 0, 0, None
-        source = model.generate(query.request())
         try:
             while True:
                 try:
@@ -103,15 +102,15 @@ class Gateway:
                 except TimeoutError:
                     raise DeadlineExceeded(f"the answer was not complete within {self.spec.request_timeout_s:g} s.") from None
                 if not pieces:
-                    self.metrics.first_token(query.model, time.monotonic() - begun)
+                    self.metrics.first_token(name, time.monotonic() - begun)
                 pieces, written = pieces + 1, written + delta.tokens
                 yield delta
         finally:
             if delta is not None:
-                self.metrics.tokens(query.model, request.state.tenant, delta.prompt_tokens, written)
+                self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens, written)
             await source.aclose()
 
-    async def embed(self, request: Request, model: Model, query: openai.Embed) -> Response:
+    async def embed(self, request: Request, model: Model, query: openai.Embed | openai.Compare) -> Response:
         result = await model.embed(query.texts())
         self.metrics.tokens(query.model, request.state.tenant, sum(result.tokens), 0)
         return JSONResponse(query.answer(result))
@@ -161,6 +160,14 @@ def create_app(gateway: Gateway) -> ASGIApp:
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         return await gateway.answer(request, openai.Embed, gateway.embed)
+
+    @app.post("/v1/score")
+    async def score(request: Request) -> Response:
+        return await gateway.answer(request, openai.Score, gateway.embed)
+
+    @app.post("/v1/rerank")
+    async def rerank(request: Request) -> Response:
+        return await gateway.answer(request, openai.Rerank, gateway.embed)
 
     @app.post("/v1/classify")
     async def classify(request: Request) -> Response:

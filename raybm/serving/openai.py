@@ -10,6 +10,7 @@ import base64
 import time
 import uuid
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from raybm.engines.protocol import Embeddings, FinishReason, GenerateRequest
 
 Json = dict[str, Any]
 NAME_MAX = 100  # characters
+CHOICES_MAX = 16
 Stop = Annotated[str, Field(min_length=1)]
 
 HARMLESS = frozenset(
@@ -42,7 +44,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # parameter → values that ask for not
     "logit_bias": ({},),
     "logprobs": (False,),
     "modalities": (["text"],),
-    "n": (1,),
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
@@ -146,17 +147,25 @@ class Generation(Wire, ABC):
     max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] = 1
+    """Answers to the same prompt; those after the first have seeds that count up."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[tuple[Stop, ...], Field(max_length=16)] = ()
 
     @abstractmethod
     def request(self) -> GenerateRequest: ...
 
-    @abstractmethod
-    def choice(self, text: str, finish_reason: FinishReason) -> Json: ...
+    def requests(self) -> tuple[GenerateRequest, ...]:
+        """One a choice."""
+        one = self.request()
+        seeds = [None if one.seed is None else (one.seed + place + 2**63) % 2**64 - 2**63 for place in range(self.n)]
+        return tuple(replace(one, seed=seed) for seed in seeds)
 
     @abstractmethod
-    def piece(self, text: str, finish_reason: FinishReason | None) -> Json:
+    def choice(self, text: str, finish_reason: FinishReason, index: int) -> Json: ...
+
+    @abstractmethod
+    def piece(self, text: str, finish_reason: FinishReason | None, index: int) -> Json:
         """A choice of a streamed chunk."""
 
     def head(self, *, chunk: bool) -> Json:
@@ -185,12 +194,12 @@ class Chat(Generation):
             stop=self._stops(),
         )
 
-    def choice(self, text: str, finish_reason: FinishReason) -> Json:
-        return {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish_reason}
+    def choice(self, text: str, finish_reason: FinishReason, index: int) -> Json:
+        return {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish_reason}
 
-    def piece(self, text: str, finish_reason: FinishReason | None) -> Json:
+    def piece(self, text: str, finish_reason: FinishReason | None, index: int) -> Json:
         delta = {"role": "assistant", "content": text} if text or not finish_reason else {}
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
 class Completion(Generation):
@@ -212,11 +221,11 @@ class Completion(Generation):
             stop=self._stops(),
         )
 
-    def choice(self, text: str, finish_reason: FinishReason | None) -> Json:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def choice(self, text: str, finish_reason: FinishReason | None, index: int) -> Json:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
-    def piece(self, text: str, finish_reason: FinishReason | None) -> Json:
-        return self.choice(text, finish_reason)
+    def piece(self, text: str, finish_reason: FinishReason | None, index: int) -> Json:
+        return self.choice(text, finish_reason, index)
 
 
 class Inputs(Wire):
@@ -244,6 +253,60 @@ class Embed(Inputs):
             vectors = np.asarray(result.vectors).tolist()
         data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
         return {"object": "list", "data": data, "model": self.model, "usage": usage(sum(result.tokens))}
+
+
+class Compare(Wire, ABC):
+    """Texts beside a text, by the cosine of their embeddings."""
+
+    @abstractmethod
+    def texts(self) -> tuple[str, ...]:
+        """What is compared, then what it is compared with."""
+
+    def inputs(self) -> int:
+        return len(self.texts())
+
+    @abstractmethod
+    def answer(self, result: Embeddings) -> Json: ...
+
+    def _scores(self, result: Embeddings) -> list[float]:
+        vectors = np.asarray(result.vectors, dtype=np.float64)
+        units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        scores: list[float] = (units[1:] @ units[0]).round(6).tolist()
+        return scores
+
+
+class Score(Compare):
+    """POST /v1/score, as vLLM has it: how alike a text is to another, or to each of several."""
+
+    text_1: str
+    text_2: str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+    def texts(self) -> tuple[str, ...]:
+        return (self.text_1, *((self.text_2,) if isinstance(self.text_2, str) else self.text_2))
+
+    def answer(self, result: Embeddings) -> Json:
+        data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(self._scores(result))]
+        return {"object": "list", "data": data, "model": self.model, "usage": usage(sum(result.tokens))}
+
+
+class Rerank(Compare):
+    """POST /v1/rerank, as Jina and Cohere have it: documents in the order in which they fit a query."""
+
+    query: str
+    documents: Annotated[tuple[str, ...], Field(min_length=1)]
+    top_n: PositiveInt | None = None
+    return_documents: bool = True
+
+    def texts(self) -> tuple[str, ...]:
+        return (self.query, *self.documents)
+
+    def answer(self, result: Embeddings) -> Json:
+        ranked = sorted(enumerate(self._scores(result)), key=lambda found: -found[1])[: self.top_n]
+        results = [
+            {"index": index, "relevance_score": score} | ({"document": {"text": self.documents[index]}} if self.return_documents else {})
+            for index, score in ranked
+        ]
+        return {"model": self.model, "results": results, "usage": usage(sum(result.tokens))}
 
 
 class Classify(Inputs):

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _ASKS: dict[Protocol, str] = {
     "generates": "/v1/chat/completions and /v1/completions",
-    "embeds": "/v1/embeddings",
+    "embeds": "/v1/embeddings, /v1/score and /v1/rerank",
     "predicts": "/v1/classify",
 }
 

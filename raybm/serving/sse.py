@@ -33,24 +33,25 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def events(query: openai.Generation, first: Delta, rest: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
-    """A generation's chunks, its usage where asked for, [DONE]. What breaks on the way becomes an error event, and no [DONE]."""
+async def events(query: openai.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[bytes]:
+    """The chunks of all choices (index, piece), their usage where asked for, [DONE]. What breaks on the way becomes an error event, and
+    no [DONE]."""
     head = query.head(chunk=True)
     if query.stream_options.include_usage:
         head["usage"] = None
-    delta, tokens = first, 0
+    following: tuple[int, Delta] | None = first
+    begun, tokens, prompt_tokens = set[int](), 0, 0
     try:
-        while True:
-            tokens += delta.tokens
-            if delta is first or delta.text or delta.finish_reason:
-                yield event(head | {"choices": [query.piece(delta.text, delta.finish_reason)]})
+        while following is not None:
+            index, delta = following
+            tokens, prompt_tokens = tokens + delta.tokens, delta.prompt_tokens
+            if index not in begun or delta.text or delta.finish_reason:
+                begun.add(index)
+                yield event(head | {"choices": [query.piece(delta.text, delta.finish_reason, index)]})
             following = await anext(rest, None)
-            if following is None:
-                break
-            delta = following
     except Exception as error:  # noqa: BLE001  an edge: the status line is out, so the error goes into the stream
         yield event(statuses.body(statuses.cause(error)))
         return
     if query.stream_options.include_usage:
-        yield event(head | {"choices": [], "usage": openai.usage(delta.prompt_tokens, tokens)})
+        yield event(head | {"choices": [], "usage": openai.usage(prompt_tokens, tokens)})
     yield b"data: [DONE]\n\n"

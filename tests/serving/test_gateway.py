@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from raybm.core.errors import Unsupported
+from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway, create_app
 from raybm.spec.serve import GatewaySpec
@@ -97,6 +98,46 @@ def test_stream_ends_with_usage_and_done() -> None:
     assert done == "[DONE]"
 
 
+def test_several_answers_to_one_prompt() -> None:
+    class Seeded(EchoEngine):
+        async def generate(self, request: Any) -> Any:
+            yield Delta("", 1, 3)
+            yield Delta(f"seed {request.seed}", 1, 3, "stop")
+
+    app = make_app(models={"chat": LocalModel(Seeded())})
+    answer = ask(app, "POST", "/v1/chat/completions", json=chat("x", n=3, seed=2**63 - 2)).json()
+    told = [(choice["index"], choice["message"]["content"]) for choice in answer["choices"]]
+    assert told == [(0, f"seed {2**63 - 2}"), (1, f"seed {2**63 - 1}"), (2, f"seed {-(2**63)}")]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    *pieces, usage, done = chunks(
+        ask(app, "POST", "/v1/chat/completions", json=chat("x", n=2, stream=True, stream_options={"include_usage": True}))
+    )
+    written = {index: [p["choices"][0] for p in pieces if p["choices"][0]["index"] == index] for index in (0, 1)}
+    for choices in written.values():
+        assert [choice["delta"].get("content") for choice in choices] == ["", "seed None"] and choices[-1]["finish_reason"] == "stop"
+    assert usage["usage"]["completion_tokens"] == 4 and done == "[DONE]" and len(pieces) == 4
+
+
+def test_one_of_several_answers_that_fails_ends_the_others() -> None:
+    class Half(EchoEngine):
+        async def generate(self, request: Any) -> Any:
+            self.begun += 1
+            number = self.begun
+            try:
+                yield Delta("a ", 1, 1)
+                if number == 2:
+                    raise RuntimeError("secret of the house")
+                await asyncio.Event().wait()
+            finally:
+                self.closed += 1
+
+    for stream in (False, True):
+        engine = Half()
+        response = ask(make_app(models={"chat": LocalModel(engine)}), "POST", "/v1/chat/completions", json=chat("x", n=2, stream=stream))
+        last = chunks(response)[-1] if stream else response.json()
+        assert last["error"]["code"] == "internal_error" and (engine.begun, engine.closed) == (2, 2)
+
+
 def test_failure_in_mid_stream_is_an_error_event_without_internals() -> None:
     response = ask(make_app(), "POST", "/v1/chat/completions", json=chat("!broken word", stream=True))
     *_, last = chunks(response)
@@ -153,6 +194,25 @@ def test_embeddings_as_floats_and_base64_agree() -> None:
         np.testing.assert_allclose(one["embedding"], np.frombuffer(base64.b64decode(other["embedding"]), "<f4"), rtol=1e-6)
 
 
+def test_texts_beside_a_text() -> None:
+    app, texts = make_app(), ["b", "a", "c"]
+    vectors = [
+        row["embedding"] for row in ask(app, "POST", "/v1/embeddings", json={"model": "size", "input": ["a", *texts]}).json()["data"]
+    ]
+    expected = [float(np.dot(vectors[0], vector)) for vector in vectors[1:]]
+    score = ask(app, "POST", "/v1/score", json={"model": "size", "text_1": "a", "text_2": texts}).json()
+    assert [row["score"] for row in score["data"]] == pytest.approx(expected, abs=1e-5) and score["data"][1]["score"] == pytest.approx(1)
+    assert ask(app, "POST", "/v1/score", json={"model": "size", "text_1": "a", "text_2": "b"}).json()["usage"]["prompt_tokens"] == 2
+    ranked = ask(app, "POST", "/v1/rerank", json={"model": "size", "query": "a", "documents": texts, "top_n": 2}).json()
+    best = sorted(range(3), key=lambda index: -expected[index])[:2]
+    assert [row["index"] for row in ranked["results"]] == best and ranked["results"][0]["document"] == {"text": "a"}
+    assert ranked["results"][1]["relevance_score"] == pytest.approx(expected[best[1]], abs=1e-5)
+    plain = ask(app, "POST", "/v1/rerank", json={"model": "size", "query": "a", "documents": texts, "return_documents": False}).json()
+    assert len(plain["results"]) == 3 and "document" not in plain["results"][0]
+    for body in ({"query": "a", "documents": []}, {"query": "a", "documents": ["b"], "top_n": 0}, {"documents": ["b"]}):
+        refusal(ask(app, "POST", "/v1/rerank", json={"model": "size", **body}), 400, "invalid_request")
+
+
 def test_classify() -> None:
     answer = ask(make_app(), "POST", "/v1/classify", json={"model": "size", "input": ["hi", "a long sentence"]}).json()
     assert [row["label"] for row in answer["data"]] == ["short", "long"]
@@ -163,7 +223,7 @@ def test_classify() -> None:
     ("parameter", "value"),
     [
         ("tools", [{"type": "function"}]),
-        ("n", 2),
+        ("n", 17),
         ("logprobs", True),
         ("response_format", {"type": "json_object"}),
         ("logit_bias", {"1": 5}),
