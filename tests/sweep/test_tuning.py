@@ -96,7 +96,7 @@ def test_a_process_that_gives_no_sign_of_life_and_one_that_dies(ray_session: str
         work(config)
 
     monkeypatch.setattr(tuning, "run_trial", trial)
-    train = TRAIN | {"stall_timeout_s": 7.0}
+    train = TRAIN | {"stall_timeout_s": 15.0}
     sweep = {"space": {"train.lr": [1e-3, 1e-2]}, "sampler": {"kind": "grid"}, "max_failures": 1}
     drive(spec(tmp_path, sweep, publish=None, evaluate=None, train=train), ray_session)
     table = rows(tmp_path)
