@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,13 @@ def test_smoothing_is_of_training_only() -> None:
     assert task.loss(model.train(), batch).total.item() == pytest.approx(smooth, rel=1e-5)
     with pytest.raises(SpecError):
         TextClassification.parse({"multi_label": True, "label_smoothing": 0.1})
+
+
+def test_a_new_head_begins_with_one_label_in_so_many_and_a_trained_one_stays(tmp_path: Path) -> None:
+    task, tokenizer = SPEC.build(), tiny.text_tokenizer()
+    model = task.model(None, CONFIG, LABELS, tokenizer)
+    assert model.classifier.bias.tolist() == pytest.approx([-math.log(2)] * 3)
+    with torch.no_grad():
+        model.classifier.bias[0] = 5.0
+    model.save_pretrained(tmp_path)
+    assert task.model(tmp_path, {}, LABELS, tokenizer).classifier.bias.tolist() == pytest.approx([5.0, -math.log(2), -math.log(2)])
