@@ -16,10 +16,12 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from raybm import ops
 from raybm.cluster.environment import environment, token_of, write_token
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
 DASHBOARD_PORT = 8265  # Ray's own choice
+DASHBOARD_LOCK = "~/.raybm/dashboard.lock"
 # Ray puts sockets under <folder>/ray/session_<date>_<pid>/sockets/plasma_store, some 65 characters; the kernel takes 107.
 MAX_FOLDER = 40
 
@@ -79,7 +82,12 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
         say(
             f"This machine has {cores} CPU cores and the job asks for {math.ceil(cpus)}: Ray gets {logical} logical CPUs, which share them."
         )
-    port = _free_port(DASHBOARD_PORT) if dashboard else None
+    with _dashboard_port() if dashboard else nullcontext() as port:
+        yield from _started(logical, gpus, port, say)
+
+
+def _started(logical: int, gpus: float, port: int | None, say: Callable[[str], None]) -> Iterator[Connection]:
+    """`port`: of the dashboard; None for none."""
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="raybm-", dir=parent if len(parent) + 15 <= MAX_FOLDER else "/tmp"))  # noqa: S108
     changes: dict[str, str | None] = {
@@ -107,7 +115,7 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
             _ray(
                 address="local",
                 num_cpus=logical,
-                include_dashboard=dashboard,
+                include_dashboard=port is not None,
                 dashboard_host="127.0.0.1",
                 dashboard_port=port,
                 _node_ip_address="127.0.0.1",
@@ -216,6 +224,21 @@ def _job_variables() -> set[str]:
     """Names that the submitted job we run in sets for its workers. Ray refuses them a second time."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return set((config.get("runtime_env") or {}).get("env_vars") or {})
+
+
+@contextmanager
+def _dashboard_port() -> Iterator[int]:
+    """Ray's own choice for the first of this user's runs, so that it is where people look for it; any for those beside it, two of
+    which may start at once."""
+    file = Path(DASHBOARD_LOCK).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    try:
+        yield _free_port(DASHBOARD_PORT if lock.is_locked else 0)
+    finally:
+        lock.release()
 
 
 def _free_port(first: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raybm.cluster import connect
+from raybm.cluster import connect, session
 from raybm.cluster.environment import environment, token_of
 from raybm.core.errors import DeadlineExceeded, UserError
 
@@ -38,6 +38,15 @@ def test_the_local_heads_token_goes_to_this_machine_only(monkeypatch: pytest.Mon
 def test_addresses_that_are_none_are_refused_at_once(address: str, error: type[Exception]) -> None:
     with pytest.raises(error), connect(cpus=1, say=print, address=address):
         pass
+
+
+def test_dashboards_that_start_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(session, "DASHBOARD_LOCK", str(tmp_path / "home" / "dashboard.lock"))
+    monkeypatch.setattr(session, "_free_port", lambda first: first)
+    with session._dashboard_port() as first, session._dashboard_port() as second, session._dashboard_port() as third:
+        assert (first, second, third) == (session.DASHBOARD_PORT, 0, 0)
+    with session._dashboard_port() as again:
+        assert again == session.DASHBOARD_PORT
 
 
 EMBEDDED = """
