@@ -56,8 +56,8 @@ class Energy:
 
     def take(self) -> float:
         """kWh of all ranks since the last time. Collective."""
-        used = self.tracker.stop_task().energy_consumed
+        told = self.tracker.stop_task()  # None where codecarbon could not begin, which it says in its log
         self.tracker.start_task()
-        total = torch.tensor(used, dtype=torch.float64, device=self.device)
+        total = torch.tensor(told.energy_consumed if told else 0.0, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
