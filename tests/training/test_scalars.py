@@ -18,6 +18,7 @@ from tests.engines import tiny
 from tests.pictures import url
 from tests.ranks import Ranks
 
+pytestmark = pytest.mark.integration
 PROCESSOR = ImageTextProcessor(tiny.chat_tokenizer(), ImageProcessor(16, 16, (0.5,) * 3, (0.5,) * 3))
 
 
