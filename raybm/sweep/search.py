@@ -129,8 +129,8 @@ class Search:
     def energy_kwh(self) -> float:
         """Of all trials; what a member of a population began with is its parent's."""
         trials = [trial for point in self.points for trial in point.trials]
-        before = [self.points[trial.parent - 1].trials[0] for trial in trials if trial.parent]
-        return sum(map(_energy, trials)) - sum(map(_energy, before))
+        before = [_energy(self.points[trial.parent - 1].trials[0]) if trial.parent else 0.0 for trial in trials]
+        return sum(max(0.0, _energy(trial) - known) for trial, known in zip(trials, before, strict=True))
 
     def next(self) -> tuple[Point, Trial] | None:
         """What to try next; None where nothing is left, or (then there may be `more`) what runs has to end first."""
@@ -304,8 +304,10 @@ class Search:
             else:
                 self.study.learn(point, scores)
         if not inside:
-            lacks = f"none of its {found} points lies in the space." if found else f"no trial of it has {', '.join(self.spec.objectives)}."
-            raise UserError(lacks, where=f"sweep.warm_start: {source}", remedy="Drop it, or widen the space.")
+            metrics = ", ".join(self.spec.objectives)
+            lacks = f"none of its {found} points lies in the space." if found else f"it has no finished trial with {metrics}."
+            remedy = "Drop it, or widen the space." if found else "Drop it, or name a run that was searched for the same."
+            raise UserError(lacks, where=f"sweep.warm_start: {source}", remedy=remedy)
         self.context.progress(f"sweep: {inside} points are known by {source}" + (f", {found - inside} lie elsewhere" * (inside < found)))
 
     def _recall(self) -> None:
