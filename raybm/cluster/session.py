@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
 DASHBOARD_PORT = 8265  # Ray's own choice
-DASHBOARD_LOCK = "~/.raybm/dashboard.lock"
+DASHBOARD_LOCK = "raybm-dashboard.lock"
 # Ray puts sockets under <folder>/ray/session_<date>_<pid>/sockets/plasma_store, some 65 characters; the kernel takes 107.
 MAX_FOLDER = 40
 
@@ -175,7 +175,13 @@ def _ray(**settings: Any) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGTERM) if main else None
     with environment({"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT")}):
         try:
-            ray.init(log_to_driver=False, configure_logging=False, **settings)
+            try:
+                ray.init(log_to_driver=False, configure_logging=False, **settings)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                remedy = "This machine is busy with other work: try again when there is less of it."
+                raise DeadlineExceeded("Ray did not start within the 30 s that it gives itself.", remedy=remedy) from error
             if callable(handler):
                 signal.signal(signal.SIGTERM, handler)  # Ray's own raises SystemExit, as good where there was none
             yield ray
@@ -228,12 +234,10 @@ def _job_variables() -> set[str]:
 
 @contextmanager
 def _dashboard_port() -> Iterator[int]:
-    """Ray's own choice for the first of this user's runs, so that it is where people look for it; any for those beside it, two of
+    """Ray's own choice for the first of this machine's runs, so that it is where people look for it; any for those beside it, two of
     which may start at once."""
-    file = Path(DASHBOARD_LOCK).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    with suppress(Timeout):
+    lock = FileLock(Path(tempfile.gettempdir()) / DASHBOARD_LOCK)
+    with suppress(Timeout, PermissionError):  # another run has it, or another user's has left it
         lock.acquire(timeout=0)
     try:
         yield _free_port(DASHBOARD_PORT if lock.is_locked else 0)
