@@ -14,9 +14,10 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
-from raybm.serving.gateway import Gateway, create_app
+from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
 from raybm.serving.replica import Answer, Replica, load
+from raybm.serving.routes import create_app
 from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from raybm.engines.protocol import Delta
-from raybm.serving import openai, statuses
+from raybm.serving import statuses, wire
 
 
 class Events(StreamingResponse):
@@ -33,7 +33,7 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def events(query: openai.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[bytes]:
+async def events(query: wire.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[bytes]:
     """The chunks of all choices (index, piece), their usage where asked for, [DONE]. What breaks on the way becomes an error event, and
     no [DONE]."""
     head = query.head(chunk=True)
@@ -53,5 +53,5 @@ async def events(query: openai.Generation, first: tuple[int, Delta], rest: Async
         yield event(statuses.body(statuses.cause(error)))
         return
     if query.stream_options.include_usage:
-        yield event(head | {"choices": [], "usage": openai.usage(prompt_tokens, tokens)})
+        yield event(head | {"choices": [], "usage": wire.usage(prompt_tokens, tokens)})
     yield b"data: [DONE]\n\n"

@@ -18,7 +18,8 @@ from ray.serve.exceptions import BackPressureError
 from raybm.core.errors import Unsupported
 from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
-from raybm.serving.gateway import Gateway, create_app
+from raybm.serving.gateway import Gateway
+from raybm.serving.routes import create_app
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 
