@@ -14,12 +14,11 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from raybm.core.errors import DeadlineExceeded, NotFound
-from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
 from raybm.serving import statuses, wire
 from raybm.serving.auth import Keys
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
-from raybm.serving.replica import Answer
 from raybm.serving.sse import Events, events
 from raybm.serving.together import all_of, merged
 from raybm.spec.serve import GatewaySpec
@@ -34,6 +33,8 @@ class Model(Protocol):
     async def complete(self, request: GenerateRequest) -> Answer: ...
     async def embed(self, texts: Sequence[str]) -> Embeddings: ...
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
+    async def tokenize(self, request: GenerateRequest, special: bool) -> Tokens: ...
+    async def detokenize(self, ids: Sequence[int]) -> str: ...
 
 
 Missing = Callable[[], Awaitable[dict[str, str]]]
@@ -74,7 +75,7 @@ class Gateway:
         answers = await all_of([model.complete(one) for one in query.requests()])
         prompt, written = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
         self.metrics.tokens(query.model, request.state.tenant, prompt, written)
-        choices = [query.choice(answer.text, answer.finish_reason, index) for index, answer in enumerate(answers)]
+        choices = [query.choice(answer, index) for index, answer in enumerate(answers)]
         return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: wire.Generation) -> Response:
@@ -108,7 +109,13 @@ class Gateway:
         self.metrics.tokens(query.model, request.state.tenant, sum(result.tokens), 0)
         return JSONResponse(query.answer(result))
 
-    async def classify(self, request: Request, model: Model, query: wire.Classify) -> Response:
-        rows = await model.predict([{"text": text} for text in query.texts()])
+    async def predict(self, request: Request, model: Model, query: wire.Predict) -> Response:
+        rows = await model.predict(query.rows())
         self.metrics.tokens(query.model, request.state.tenant, sum(row.get("tokens", 0) for row in rows), 0)
         return JSONResponse(query.answer(rows))
+
+    async def tokenize(self, request: Request, model: Model, query: wire.Tokenize) -> Response:
+        return JSONResponse(query.answer(await model.tokenize(query.request(), query.add_special_tokens)))
+
+    async def detokenize(self, request: Request, model: Model, query: wire.Detokenize) -> Response:
+        return JSONResponse({"prompt": await model.detokenize(query.tokens)})

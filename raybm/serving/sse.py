@@ -45,9 +45,9 @@ async def events(query: wire.Generation, first: tuple[int, Delta], rest: AsyncIt
         while following is not None:
             index, delta = following
             tokens, prompt_tokens = tokens + delta.tokens, delta.prompt_tokens
-            if index not in begun or delta.text or delta.finish_reason:
+            if index not in begun or delta.text or delta.calls or delta.logprobs or delta.finish_reason:
                 begun.add(index)
-                yield event(head | {"choices": [query.piece(delta.text, delta.finish_reason, index)]})
+                yield event(head | {"choices": [query.piece(delta, index)]})
             following = await anext(rest, None)
     except Exception as error:  # noqa: BLE001  an edge: the status line is out, so the error goes into the stream
         yield event(statuses.body(statuses.cause(error)))

@@ -52,7 +52,7 @@ class Score(Compare):
     """POST /v1/score, as vLLM has it: how alike a text is to another, or to each of several."""
 
     text_1: str
-    text_2: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    text_2: str | Annotated[list[str], Field(min_length=1)]
 
     def texts(self) -> tuple[str, ...]:
         return (self.text_1, *((self.text_2,) if isinstance(self.text_2, str) else self.text_2))
@@ -66,7 +66,7 @@ class Rerank(Compare):
     """POST /v1/rerank, as Jina and Cohere have it: documents in the order in which they fit a query."""
 
     query: str
-    documents: Annotated[tuple[str, ...], Field(min_length=1)]
+    documents: Annotated[list[str], Field(min_length=1)]
     top_n: PositiveInt | None = None
     return_documents: bool = True
 
