@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import positive_data_acceptance
@@ -11,6 +12,8 @@ from schemathesis.generation.case import Case
 
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel, PictureClassifier
 from tests.serving.test_gateway import ask, make_app
+
+pytestmark = pytest.mark.integration
 
 MODELS = {"chat": LocalModel(EchoEngine()), "size": LocalModel(LengthClassifier()), "pictures": LocalModel(PictureClassifier())}
 APP = make_app(models=MODELS, max_inputs=4)
