@@ -20,6 +20,7 @@ from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
+from raybm.serving.wire import answers
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 
@@ -92,6 +93,7 @@ def test_content_parts_and_developer_role_reach_the_engine_as_plain_text() -> No
 def test_stream_ends_with_usage_and_done() -> None:
     response = ask(make_app(), "POST", "/v1/chat/completions", json=chat("one two", stream=True, stream_options={"include_usage": True}))
     assert response.headers["content-type"].startswith("text/event-stream")
+    assert all(answers.ChatChunk.model_validate(chunk) for chunk in chunks(response)[:-1])
     first, second, usage, done = chunks(response)
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": "one "} and first["usage"] is None
     assert second["choices"][0]["finish_reason"] == "stop"
