@@ -203,7 +203,7 @@ class Prediction(Told):
     index: int
     label: str | None = None
     score: float | None = None
-    scores: dict[str, float] | list[float] = {}
+    scores: dict[str, float | None] | list[float | None] = {}
     labels: list[str] = []
     value: float | None = None
     tags: list[str] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -23,8 +24,19 @@ class Predict(Wire, ABC):
         return len(self.rows())
 
     def answer(self, rows: list[Json]) -> Json:
-        data = [{"index": index, **{name: value for name, value in row.items() if name != "tokens"}} for index, row in enumerate(rows)]
+        data = [
+            {"index": index, **{name: _sayable(value) for name, value in row.items() if name != "tokens"}} for index, row in enumerate(rows)
+        ]
         return {"object": "list", "data": data, "model": self.model, "usage": usage(sum(row.get("tokens", 0) for row in rows))}
+
+
+def _sayable(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity, which an extreme number in a row can lead to: null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _sayable(one) for key, one in value.items()}
+    return [_sayable(one) for one in value] if isinstance(value, list) else value
 
 
 class Classify(Predict):
