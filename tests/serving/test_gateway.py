@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 from typing import Any
 
 import httpx
@@ -340,6 +341,22 @@ def test_log_under_a_route_prefix_holds_no_prefix(caplog: pytest.LogCaptureFixtu
         asyncio.run(go())
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
     assert line.startswith("GET /v1/models model=- tenant=anonymous status=200")
+
+
+def test_the_page_of_the_api_needs_no_other_server_and_no_key() -> None:
+    async def go() -> None:
+        transport = httpx.ASGITransport(make_app(api_keys=[{"tenant": "acme", "sha256": DIGEST}]), root_path="/a")
+        async with httpx.AsyncClient(transport=transport, base_url="http://raybm") as client:
+            page = (await client.get("/a/docs")).text
+            linked = re.findall(r"(?:src|href|url)[=:] ?[\"\'](.*?)[\"\']", page)
+            assert any(link.endswith("/swagger-ui-bundle.js") for link in linked) and "/a/openapi.json" in linked
+            for link in linked:
+                assert link.startswith("/a/") and (await client.get(link)).status_code == 200, link
+            document = (await client.get("/a/openapi.json")).json()
+            assert document["servers"] == [{"url": "/a"}]
+            assert document["paths"]["/tokenize"]["post"]["security"] and "security" not in document["paths"]["/health"]["get"]
+
+    asyncio.run(go())
 
 
 def test_chunked_body_stops_at_the_limit() -> None:
