@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from raybm.core.errors import Unsupported
-from raybm.engines.protocol import Delta
+from raybm.engines.protocol import Delta, ToolCall
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
@@ -89,6 +89,34 @@ def test_content_parts_and_developer_role_reach_the_engine_as_plain_text() -> No
     ]
     answer = ask(make_app(), "POST", "/v1/chat/completions", json={"model": "chat", "messages": messages})
     assert answer.json()["choices"][0]["message"]["content"] == "a b"
+
+
+def test_calls_and_what_they_gave_reach_the_engine_as_templates_want_them() -> None:
+    asked: list[Any] = []
+
+    class Listening(EchoEngine):
+        async def generate(self, request: Any) -> Any:
+            asked.append(request)
+            yield Delta("", 1, 1, "tool_calls", calls=(ToolCall(0, "f", "{}"), ToolCall(1, "g", "{}")))
+
+    app, tool = make_app(models={"chat": LocalModel(Listening())}), {"type": "function", "function": {"name": "f"}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "7"}]},
+    ]
+    body = {"model": "chat", "messages": messages, "tools": [tool, {**tool, "function": {"name": "g"}}]}
+    both = ask(app, "POST", "/v1/chat/completions", json=body).json()["choices"][0]["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in both] == ["f", "g"] and all(re.fullmatch("[a-z0-9]{9}", call["id"]) for call in both)
+    (_, told, given), tools = asked[0].messages, asked[0].tools
+    assert told == {"role": "assistant", "content": "", "tool_calls": [{**call, "function": {"name": "f", "arguments": {"a": 1}}}]}
+    assert given == {"role": "tool", "content": "7", "tool_call_id": "1", "name": "f"}
+    assert [tool["function"]["name"] for tool in tools] == ["f", "g"] and not asked[0].must_call
+    for choice, names, must in (("none", [], False), ("required", ["f", "g"], True), (tool, ["f"], True)):
+        one = ask(app, "POST", "/v1/chat/completions", json=body | {"tool_choice": choice, "parallel_tool_calls": False, "stream": True})
+        assert ([tool["function"]["name"] for tool in asked[-1].tools], asked[-1].must_call) == (names, must)
+        assert [call["index"] for call in chunks(one)[0]["choices"][0]["delta"]["tool_calls"]] == [0]
 
 
 def test_stream_ends_with_usage_and_done() -> None:
