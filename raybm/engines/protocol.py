@@ -72,3 +72,14 @@ class Predicts(Engine, Protocol):
         """Rows of the signature's inputs → rows of its outputs, in order, with `tokens` where there are any: a classifier gives {"label",
         "score", "scores": {label: p}}, one of several labels {"labels", "scores"}, a regressor {"value"}.
         Longer texts than the signature's max_length are cut. Safe from several threads. Raises UserError (a row without the inputs)."""
+
+
+@runtime_checkable
+class Relays(Engine, Protocol):
+    """An engine whose answers are made elsewhere: it is asked from the event loop, without batches, threads or a message a token."""
+
+    async def complete(self, request: GenerateRequest) -> Delta:
+        """The whole answer as one delta. Cancelling it ends the work. Raises what `generate` raises."""
+
+    async def embed_async(self, texts: Sequence[str]) -> Embeddings:
+        """What `embed` gives."""

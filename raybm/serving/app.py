@@ -60,7 +60,7 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(model.name, loader, model.engine.max_batch, model.engine.batch_wait_ms)
+    return deployment.bind(model.name, loader, *model.engine.batching())
 
 
 @serve.ingress()

@@ -13,7 +13,7 @@ from ray import serve
 
 from raybm.core.errors import RaybmError, Unsupported
 from raybm.core.signature import Protocol
-from raybm.engines.protocol import Delta, Embeddings, FinishReason, GenerateRequest
+from raybm.engines.protocol import Delta, Embeddings, FinishReason, GenerateRequest, Relays
 from raybm.serving.logs import log_with_serve
 from raybm.spec.serve import ServedModel
 
@@ -37,11 +37,10 @@ class Answer:
 
 
 def load(model: ServedModel, storage: str) -> Any:
-    """Fetches the model's files and builds its engine. Raises NotFound, Unsupported, StorageError."""
+    """The model's engine, ready to answer. Raises NotFound, Unsupported, StorageError."""
     from raybm.core.storage import open_storage
-    from raybm.models.references import resolve
 
-    return model.engine.build(resolve(model.ref, open_storage(storage)))
+    return model.engine.load(model.ref, open_storage(storage))
 
 
 class Replica:
@@ -98,6 +97,10 @@ class Replica:
 
     async def complete(self, request: GenerateRequest) -> Answer:
         """A generation in one piece: one message over the wire instead of one a token."""
+        if isinstance(self.engine, Relays):
+            self._needs("generates")
+            whole = await self.engine.complete(request)
+            return Answer(whole.text, whole.finish_reason or "stop", whole.prompt_tokens, whole.tokens)
         text, tokens, last = [], 0, None
         async for last in self.generate(request):
             text.append(last.text)
@@ -108,6 +111,8 @@ class Replica:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self._needs("embeds")
+        if isinstance(self.engine, Relays):
+            return await self.engine.embed_async(texts)
         rows = await asyncio.gather(*(self._embed(text) for text in texts))
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 
