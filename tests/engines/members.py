@@ -29,12 +29,13 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 MEMBERS: dict[str, Any] = {member.model_fields["kind"].default: member for member in get_args(get_args(EngineSpec)[0])}
 ABLE: dict[str, tuple[str, ...]] = {
     "transformers": tuple(MODELS),
+    "onnx": ("predicts", "embeds"),
     "remote": ("generates", "embeds"),
 }
 """Which of the models each engine is built for."""
 SETTINGS: dict[str, dict[str, Any]] = {"remote": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
 """Keys that a spec must have."""
-NEEDS: dict[str, str] = {}
+NEEDS = {"onnx": "onnxruntime"}
 """The module without which an engine is not tested."""
 SLOW = ("remote",)
 """Those that need a server or a real model."""
