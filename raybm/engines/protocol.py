@@ -10,7 +10,7 @@ import numpy as np
 
 from raybm.core.signature import Signature
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,38 @@ class GenerateRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0  # taken from a token's logit for each time that the answer has it already
+    presence_penalty: float = 0.0  # taken once from the logit of each token that the answer has already
+    logprobs: int | None = None  # with each token its log-probability, and those of so many likeliest ones
+    schema: Mapping[str, Any] | None = None  # a JSON schema that the answer must fit
+    tools: Sequence[Mapping[str, Any]] = ()  # functions that the model may call: {"type": "function", "function": {"name", ...}}
+    must_call: bool = False  # the answer must be a call of one of `tools`
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token and its log-probability, as the model gave it: before temperature, penalties and schema."""
+
+    token: str
+    bytes: bytes  # a token may be a part of a character
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Chosen(Likely):
+    """A token of an answer, and the likeliest ones at its place."""
+
+    offset: int  # characters of the answer's tokens before it
+    top: tuple[Likely, ...] = ()
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model asks for, the `index`-th of its answer."""
+
+    index: int
+    name: str
+    arguments: str  # JSON, as the model wrote it
 
 
 @dataclass(frozen=True)
@@ -35,6 +67,42 @@ class Delta:
     tokens: int  # sampled since the last delta, the end-of-text token included
     prompt_tokens: int
     finish_reason: FinishReason | None = None
+    logprobs: tuple[Chosen, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole generation."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    logprobs: tuple[Chosen, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+
+    @classmethod
+    def of(cls, deltas: Sequence[Delta]) -> Answer:
+        """All deltas of a generation, put together."""
+        last = deltas[-1]
+        return cls(
+            "".join(delta.text for delta in deltas),
+            last.finish_reason or "stop",
+            last.prompt_tokens,
+            sum(delta.tokens for delta in deltas),
+            tuple(token for delta in deltas for token in delta.logprobs),
+            tuple(call for delta in deltas for call in delta.calls),
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text, token by token."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    context: int  # the longest input in tokens, or prompt and answer
 
 
 @dataclass(frozen=True)
@@ -75,11 +143,21 @@ class Predicts(Engine, Protocol):
 
 
 @runtime_checkable
+class Tokenizes(Engine, Protocol):
+    def tokenize(self, request: GenerateRequest, special: bool = True) -> Tokens:
+        """Of a prompt or of rendered messages. `special`: with what the tokenizer puts around a prompt. Raises UserError, Unsupported.
+        Safe from several threads."""
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Raises UserError for an id that there is none of."""
+
+
+@runtime_checkable
 class Relays(Engine, Protocol):
     """An engine whose answers are made elsewhere: it is asked from the event loop, without batches, threads or a message a token."""
 
-    async def complete(self, request: GenerateRequest) -> Delta:
-        """The whole answer as one delta. Cancelling it ends the work. Raises what `generate` raises."""
+    async def complete(self, request: GenerateRequest) -> Answer:
+        """The whole answer in one piece. Cancelling it ends the work. Raises what `generate` raises."""
 
     async def embed_async(self, texts: Sequence[str]) -> Embeddings:
         """What `embed` gives."""

@@ -13,10 +13,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
-from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
-from raybm.serving.gateway import Gateway, create_app
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
-from raybm.serving.replica import Answer, Replica, load
+from raybm.serving.replica import Replica, load
+from raybm.serving.routes import create_app
 from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
@@ -117,6 +118,14 @@ class Remote:
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         result: list[dict[str, Any]] = await self._call("predict", rows)
         return result
+
+    async def tokenize(self, request: GenerateRequest, special: bool) -> Tokens:
+        tokens: Tokens = await self._call("tokenize", (request, special))
+        return tokens
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        text: str = await self._call("detokenize", ids)
+        return text
 
     async def _call(self, method: str, argument: Any) -> Any:
         response = self._unary.call.remote(method, argument)

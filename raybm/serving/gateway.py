@@ -6,32 +6,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote
 
-from fastapi import FastAPI, Request
-from starlette.exceptions import HTTPException
+from fastapi import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
-from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
-from raybm.serving import openai, statuses
+from raybm.core.errors import DeadlineExceeded, NotFound
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.serving import statuses, wire
 from raybm.serving.auth import Keys
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
-from raybm.serving.replica import Answer
 from raybm.serving.sse import Events, events
 from raybm.serving.together import all_of, merged
 from raybm.spec.serve import GatewaySpec
 
-logger = logging.getLogger(__name__)
-PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
-LOGGED_PATH = 200  # characters
-W = TypeVar("W", bound=openai.Wire)
+W = TypeVar("W", bound=wire.Wire)
 
 
 class Model(Protocol):
@@ -41,6 +33,8 @@ class Model(Protocol):
     async def complete(self, request: GenerateRequest) -> Answer: ...
     async def embed(self, texts: Sequence[str]) -> Embeddings: ...
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
+    async def tokenize(self, request: GenerateRequest, special: bool) -> Tokens: ...
+    async def detokenize(self, ids: Sequence[int]) -> str: ...
 
 
 Missing = Callable[[], Awaitable[dict[str, str]]]
@@ -53,12 +47,12 @@ class Gateway:
         self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics()
         self.started = int(time.time())
 
-    async def answer(self, request: Request, wire: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
+    async def answer(self, request: Request, kind: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
         request.state.deadline = asyncio.get_running_loop().time() + self.spec.request_timeout_s
         try:
             async with asyncio.timeout_at(request.state.deadline):
                 self.admit(request)
-                query = wire.read(await self.limits.body(request))
+                query = kind.read(await self.limits.body(request))
                 self.limits.inputs(query.inputs())
                 model = self.choose(query.model)
                 request.state.model = query.model
@@ -75,16 +69,16 @@ class Gateway:
             raise NotFound(f"there is no model {name[:100]!r}.", remedy=f"There are: {', '.join(self.models)}.")
         return self.models[name]
 
-    async def generate(self, request: Request, model: Model, query: openai.Generation) -> Response:
+    async def generate(self, request: Request, model: Model, query: wire.Generation) -> Response:
         if query.stream:
             return await self.stream(request, model, query)
         answers = await all_of([model.complete(one) for one in query.requests()])
         prompt, written = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
         self.metrics.tokens(query.model, request.state.tenant, prompt, written)
-        choices = [query.choice(answer.text, answer.finish_reason, index) for index, answer in enumerate(answers)]
-        return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": openai.usage(prompt, written)})
+        choices = [query.choice(answer, index) for index, answer in enumerate(answers)]
+        return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
 
-    async def stream(self, request: Request, model: Model, query: openai.Generation) -> Response:
+    async def stream(self, request: Request, model: Model, query: wire.Generation) -> Response:
         deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
         return Events(events(query, first, deltas), source=deltas)
@@ -110,103 +104,18 @@ class Gateway:
                 self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens, written)
             await source.aclose()
 
-    async def embed(self, request: Request, model: Model, query: openai.Embed | openai.Compare) -> Response:
+    async def embed(self, request: Request, model: Model, query: wire.Embed | wire.Compare) -> Response:
         result = await model.embed(query.texts())
         self.metrics.tokens(query.model, request.state.tenant, sum(result.tokens), 0)
         return JSONResponse(query.answer(result))
 
-    async def classify(self, request: Request, model: Model, query: openai.Classify) -> Response:
-        rows = await model.predict([{"text": text} for text in query.texts()])
+    async def predict(self, request: Request, model: Model, query: wire.Predict) -> Response:
+        rows = await model.predict(query.rows())
         self.metrics.tokens(query.model, request.state.tenant, sum(row.get("tokens", 0) for row in rows), 0)
         return JSONResponse(query.answer(rows))
 
+    async def tokenize(self, request: Request, model: Model, query: wire.Tokenize) -> Response:
+        return JSONResponse(query.answer(await model.tokenize(query.request(), query.add_special_tokens)))
 
-def create_app(gateway: Gateway) -> ASGIApp:
-    app = FastAPI(title="raybm", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.get("/health")
-    async def health() -> Response:
-        """The process answers."""
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/ready")
-    async def ready() -> Response:
-        """Every model has a running replica (one that may scale to zero: needs none)."""
-        try:
-            missing = await gateway.missing()
-        except TimeoutError:
-            missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
-        return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
-
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        gateway.admit(request)
-        return JSONResponse(openai.models(list(gateway.models), gateway.started))
-
-    @app.get("/v1/models/{name}")
-    async def model(request: Request, name: str) -> Response:
-        gateway.admit(request)
-        gateway.choose(name)
-        return JSONResponse(openai.model(name, gateway.started))
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        return await gateway.answer(request, openai.Chat, gateway.generate)
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await gateway.answer(request, openai.Completion, gateway.generate)
-
-    @app.post("/v1/embeddings")
-    async def embeddings(request: Request) -> Response:
-        return await gateway.answer(request, openai.Embed, gateway.embed)
-
-    @app.post("/v1/score")
-    async def score(request: Request) -> Response:
-        return await gateway.answer(request, openai.Score, gateway.embed)
-
-    @app.post("/v1/rerank")
-    async def rerank(request: Request) -> Response:
-        return await gateway.answer(request, openai.Rerank, gateway.embed)
-
-    @app.post("/v1/classify")
-    async def classify(request: Request) -> Response:
-        return await gateway.answer(request, openai.Classify, gateway.classify)
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        return statuses.response(error)
-
-    app.add_exception_handler(RaybmError, refuse)
-    app.add_exception_handler(HTTPException, refuse)
-    return Accounting(app, gateway.metrics)
-
-
-class Accounting:
-    """One log line and one count a request, when its last byte is out. Never its content, its headers or its key."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        begun, status = time.monotonic(), statuses.CLIENT_LEFT
-        state = scope.setdefault("state", {})
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched)
-        finally:
-            seconds, model, tenant = time.monotonic() - begun, state.get("model", ""), state.get("tenant", "")
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if path not in PROBES:
-                self.metrics.request(model, tenant, status, seconds)
-                asked = quote(path, errors="replace")[:LOGGED_PATH]  # a decoded path may hold line ends
-                line = "%s %s model=%s tenant=%s status=%d ms=%.1f"
-                logger.info(line, scope["method"], asked, model or "-", tenant or "-", status, seconds * 1000)
+    async def detokenize(self, request: Request, model: Model, query: wire.Detokenize) -> Response:
+        return JSONResponse({"prompt": await model.detokenize(query.tokens)})

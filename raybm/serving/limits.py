@@ -16,6 +16,7 @@ from raybm.core.errors import Overloaded, UserError
 from raybm.spec.serve import GatewaySpec
 
 WINDOW_S = 60.0
+DIGITS_MAX = 18  # of a length; Python takes long to read thousands, and refuses more
 
 
 class BodyTooLarge(UserError):
@@ -53,7 +54,8 @@ class Limits:
         """The request's body; stops reading at the limit. Raises BodyTooLarge."""
         limit = self._spec.max_body_bytes
         too_large = BodyTooLarge(f"the body has more than {limit} bytes.", remedy="Send less at once.")
-        if int(request.headers.get("content-length") or 0) > limit:
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and (len(announced) > DIGITS_MAX or int(announced) > limit):
             raise too_large
         body = bytearray()
         async for chunk in request.stream():

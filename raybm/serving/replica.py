@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from ray import serve
 
 from raybm.core.errors import RaybmError, Unsupported
 from raybm.core.signature import Protocol
-from raybm.engines.protocol import Delta, Embeddings, FinishReason, GenerateRequest, Relays
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokenizes, Tokens
 from raybm.serving.logs import log_with_serve
 from raybm.spec.serve import ServedModel
 
@@ -22,18 +21,8 @@ logger = logging.getLogger(__name__)
 _ASKS: dict[Protocol, str] = {
     "generates": "/v1/chat/completions and /v1/completions",
     "embeds": "/v1/embeddings, /v1/score and /v1/rerank",
-    "predicts": "/v1/classify",
+    "predicts": "/v1/classify and /v1/images/classify",
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole generation."""
-
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
 
 
 def load(model: ServedModel, storage: str) -> Any:
@@ -64,8 +53,8 @@ class Replica:
         self.engine.check()
 
     async def call(self, method: str, argument: Any) -> Any:
-        """One of complete, embed, predict. A RaybmError is returned, not raised: Serve logs a traceback for every error that a
-        replica raises, and a client's mistake is none of ours."""
+        """One of complete, embed, predict, tokenize, detokenize. A RaybmError is returned, not raised: Serve logs a traceback for every
+        error that a replica raises, and a client's mistake is none of ours."""
         try:
             return await getattr(self, method)(argument)
         except RaybmError as error:
@@ -99,15 +88,11 @@ class Replica:
         """A generation in one piece: one message over the wire instead of one a token."""
         if isinstance(self.engine, Relays):
             self._needs("generates")
-            whole = await self.engine.complete(request)
-            return Answer(whole.text, whole.finish_reason or "stop", whole.prompt_tokens, whole.tokens)
-        text, tokens, last = [], 0, None
-        async for last in self.generate(request):
-            text.append(last.text)
-            tokens += last.tokens
-        if last is None:
+            return await self.engine.complete(request)
+        deltas = [delta async for delta in self.generate(request)]
+        if not deltas:
             raise RuntimeError(f"the engine of {self.name} ended without an answer")
-        return Answer("".join(text), last.finish_reason or "stop", last.prompt_tokens, tokens)
+        return Answer.of(deltas)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self._needs("embeds")
@@ -120,6 +105,18 @@ class Replica:
         """Rows of the signature's inputs → rows of its outputs."""
         self._needs("predicts")
         return list(await asyncio.gather(*(self._predict(row) for row in rows)))
+
+    async def tokenize(self, asked: tuple[GenerateRequest, bool]) -> Tokens:
+        """`asked`: the prompt or messages, and whether with what the tokenizer puts around a prompt."""
+        return await asyncio.to_thread(self._tokenizer().tokenize, *asked)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        return await asyncio.to_thread(self._tokenizer().detokenize, ids)
+
+    def _tokenizer(self) -> Tokenizes:
+        if not isinstance(self.engine, Tokenizes):
+            raise Unsupported(f"the model {self.name} has no tokenizer to ask.", remedy="Ask a language model or an encoder of texts.")
+        return self.engine
 
     @serve.batch
     async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:

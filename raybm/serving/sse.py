@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from raybm.engines.protocol import Delta
-from raybm.serving import openai, statuses
+from raybm.serving import statuses, wire
 
 
 class Events(StreamingResponse):
@@ -33,7 +33,7 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def events(query: openai.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[bytes]:
+async def events(query: wire.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[bytes]:
     """The chunks of all choices (index, piece), their usage where asked for, [DONE]. What breaks on the way becomes an error event, and
     no [DONE]."""
     head = query.head(chunk=True)
@@ -45,13 +45,13 @@ async def events(query: openai.Generation, first: tuple[int, Delta], rest: Async
         while following is not None:
             index, delta = following
             tokens, prompt_tokens = tokens + delta.tokens, delta.prompt_tokens
-            if index not in begun or delta.text or delta.finish_reason:
+            if index not in begun or delta.text or delta.calls or delta.logprobs or delta.finish_reason:
                 begun.add(index)
-                yield event(head | {"choices": [query.piece(delta.text, delta.finish_reason, index)]})
+                yield event(head | {"choices": [query.piece(delta, index)]})
             following = await anext(rest, None)
     except Exception as error:  # noqa: BLE001  an edge: the status line is out, so the error goes into the stream
         yield event(statuses.body(statuses.cause(error)))
         return
     if query.stream_options.include_usage:
-        yield event(head | {"choices": [], "usage": openai.usage(prompt_tokens, tokens)})
+        yield event(head | {"choices": [], "usage": wire.usage(prompt_tokens, tokens)})
     yield b"data: [DONE]\n\n"

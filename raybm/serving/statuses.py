@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UpstreamFailed, UserError
 from raybm.serving.auth import Unauthenticated
 from raybm.serving.limits import BodyTooLarge, RateLimited
-from raybm.serving.openai import InvalidRequest
+from raybm.serving.wire import InvalidRequest
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from ray.serve.exceptions import BackPressureError
 from raybm.core.errors import Unsupported
 from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
-from raybm.serving.gateway import Gateway, create_app
+from raybm.serving.gateway import Gateway
+from raybm.serving.routes import create_app
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 
@@ -224,10 +225,12 @@ def test_classify() -> None:
     [
         ("tools", [{"type": "function"}]),
         ("n", 17),
-        ("logprobs", True),
-        ("response_format", {"type": "json_object"}),
+        ("logprobs", 1),
+        ("response_format", {"type": "xml"}),
         ("logit_bias", {"1": 5}),
-        ("frequency_penalty", 0.5),
+        ("frequency_penalty", 3),
+        ("seed", "7"),
+        ("echo", True),
         ("temperture", 1),
         ("temperature", 9),
         ("stop", ""),

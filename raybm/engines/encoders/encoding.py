@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybm.core.errors import RaybmError, Unsupported, UserError
 from raybm.core.signature import Signature
-from raybm.engines.protocol import Embeddings
+from raybm.engines.protocol import Embeddings, GenerateRequest, Tokens
+from raybm.engines.tokens import as_text, as_tokens
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (rows, tokens, width), mask (rows, tokens) → (rows, width)
 
@@ -49,6 +50,17 @@ class Encoder(Loaded):
         self.tokenizer = tokenizer
         self.tokenizer.padding_side = "right"  # where the pooling looks for the first and the last token
         self.tokenizing = threading.Lock()  # the Rust tokenizer keeps its truncation as state
+
+    def tokenize(self, request: GenerateRequest, special: bool = True) -> Tokens:
+        if request.prompt is None:
+            raise Unsupported("this model reads texts and knows no messages.", where="messages", remedy="Send a prompt.")
+        with self.tokenizing:
+            ids = self.tokenizer(request.prompt, add_special_tokens=special).input_ids
+        return as_tokens(self.tokenizer, ids, self.signature.max_length)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        with self.tokenizing:
+            return as_text(self.tokenizer, ids)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """`padded`, of texts."""

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from raybm.core.errors import Unsupported
-from raybm.engines.transformers.sampling import choose
+from raybm.engines.transformers.sampling import Noted, choose
+from raybm.engines.transformers.vocabulary import Constraint
 
 SPARE = 64  # columns allocated ahead
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -35,6 +36,12 @@ class Row:
     top_p: float = 1.0
     random: torch.Generator = field(default_factory=torch.Generator)
     cached: int = 0
+    prompt_tokens: int = 0  # of `ids`; what follows is the answer
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    constraint: Constraint | None = None
+    logprobs: int | None = None  # how many of the likeliest tokens to note
+    likely: Noted | None = None  # of the token that was chosen last
 
 
 class SpareLayer(DynamicLayer):

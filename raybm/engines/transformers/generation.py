@@ -6,25 +6,27 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybm.core.errors import Overloaded, RaybmError, Unsupported, UserError
+from raybm.core.errors import Overloaded, RaybmError, UserError
 from raybm.core.signature import Signature
-from raybm.engines.protocol import Delta, FinishReason, GenerateRequest
+from raybm.engines import toolcalls
+from raybm.engines.prompts import prompt_ids, style
+from raybm.engines.protocol import Chosen, Delta, FinishReason, GenerateRequest, Likely, Tokens, ToolCall
+from raybm.engines.tokens import as_text, as_tokens
 from raybm.engines.transformers.batch import Batch, Row
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.textstream import TextStream
+from raybm.engines.transformers.vocabulary import Constraint, Vocabulary
 
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 2048  # padded prompt tokens computed between two steps: the running answers wait for them
-CHARACTERS_A_TOKEN = 32  # of a whole prompt, at the most: text has some 4, and a longer prompt is refused before it is tokenised
 HEADROOM = 32  # columns that must be free for a row to join, lest it be sent back at once
 CLOSE_TIMEOUT_S = 30.0
 
@@ -33,9 +35,12 @@ CLOSE_TIMEOUT_S = 30.0
 class Answer(Row):
     """A row of the batch, and the client that waits for its text."""
 
-    prompt_tokens: int = 0
     limit: int = 0  # tokens to generate
     text: TextStream = field(kw_only=True)
+    vocabulary: Vocabulary = field(kw_only=True)
+    calls: toolcalls.CallStream | None = None  # where the model may call tools
+    said: list[Chosen] = field(default_factory=list)  # tokens with their log-probabilities that were not given out
+    offset: int = 0  # characters of the tokens before the next
     loop: asyncio.AbstractEventLoop = field(kw_only=True)
     items: asyncio.Queue[Delta | RaybmError] = field(default_factory=asyncio.Queue)
     produced: int = 0
@@ -46,6 +51,12 @@ class Answer(Row):
         """A token was chosen: give out its text."""
         self.produced += 1
         self.ids.append(token)
+        if self.constraint and (error := self.constraint.error()):
+            self.over = True
+            self.send(error)
+            return
+        if token not in ends:
+            self._note(token)
         piece = "" if token in ends else self.text.push(token)
         finish: FinishReason | None = None
         if token in ends or self.text.stopped:
@@ -55,9 +66,30 @@ class Answer(Row):
         if finish:
             self.over = True
             piece += self.text.flush()
-        if piece or finish:
-            self.send(Delta(piece, self.produced - self.reported, self.prompt_tokens, finish))
-            self.reported = self.produced
+        piece, calls = self._parted(piece, at_end=self.over)
+        if finish == "stop" and self.calls and self.calls.found:
+            finish = "tool_calls"
+        if piece or calls or finish:
+            self.send(Delta(piece, self.produced - self.reported, self.prompt_tokens, finish, tuple(self.said), calls))
+            self.reported, self.said = self.produced, []
+
+    def _parted(self, piece: str, at_end: bool) -> tuple[str, tuple[ToolCall, ...]]:
+        """New text, and the calls that were in it."""
+        if self.calls is None:
+            return piece, ()
+        text, calls = self.calls.push(piece)
+        if not at_end:
+            return text, calls
+        rest, last = self.calls.flush()
+        return text + rest, calls + last
+
+    def _note(self, token: int) -> None:
+        if self.likely is None:
+            return
+        one = _likely(self.vocabulary, token, self.likely.chosen)
+        top = tuple(_likely(self.vocabulary, *other) for other in self.likely.top)
+        self.said.append(Chosen(one.token, one.bytes, one.logprob, self.offset, top))
+        self.offset += len(one.token)
 
     def send(self, item: Delta | RaybmError) -> None:
         try:
@@ -75,6 +107,7 @@ class Generator:
         self.ends = _ends(model, tokenizer)
         tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
         self.tokenizing = threading.Lock()
+        self.vocabulary = Vocabulary(tokenizer, self.ends)
         self.batch = self._batch(model)
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
@@ -104,6 +137,16 @@ class Generator:
                 if answer in self.waiting:
                     self.waiting.remove(answer)
 
+    def tokenize(self, request: GenerateRequest, special: bool = True) -> Tokens:
+        with self.tokenizing:
+            plain = request.prompt is not None
+            ids = self.tokenizer(request.prompt, add_special_tokens=special).input_ids if plain else self._prompt(request)
+            return as_tokens(self.tokenizer, ids, self.signature.max_length)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        with self.tokenizing:
+            return as_text(self.tokenizer, ids)
+
     def check(self) -> None:
         if self.ended:
             raise _copy(self.ended)
@@ -122,8 +165,10 @@ class Generator:
     def _answer(self, request: GenerateRequest, loop: asyncio.AbstractEventLoop) -> Answer:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UserError(f"{request.max_tokens} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
+        self._check(request)
         with self.tokenizing:
             prompt = self._prompt(request)
+            calls = style(self.tokenizer, request)
         limit = self._limit(len(prompt), request)
         random = torch.Generator()
         if request.seed is None:
@@ -136,10 +181,26 @@ class Generator:
             request.top_p,
             random,
             prompt_tokens=len(prompt),
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            constraint=self._constraint(request),
+            logprobs=request.logprobs,
             limit=limit,
             text=TextStream(self.tokenizer, self._before(prompt), request.stop),
+            vocabulary=self.vocabulary,
+            calls=toolcalls.CallStream(calls, [tool["function"]["name"] for tool in request.tools]) if calls else None,
             loop=loop,
         )
+
+    def _check(self, request: GenerateRequest) -> None:
+        """Raises Unsupported for what the model cannot do."""
+
+    def _constraint(self, request: GenerateRequest) -> Constraint | None:
+        if request.logprobs is not None:
+            self.vocabulary.bytes_of(0)  # read here, where it holds up nobody, and raises what it must
+        if request.must_call:
+            return self.vocabulary.constraint(toolcalls.schema(request.tools), "tools")
+        return None if request.schema is None else self.vocabulary.constraint(request.schema, "response_format")
 
     def _before(self, prompt: list[int]) -> list[int]:
         """What the answer goes on from."""
@@ -158,43 +219,7 @@ class Generator:
         return wanted or room
 
     def _prompt(self, request: GenerateRequest) -> list[int]:
-        if (request.messages is None) == (request.prompt is None):
-            raise UserError("either messages or a prompt is needed.", remedy="Give one of the two.")
-        characters = sum(len(str(m.get("content", ""))) for m in request.messages or ()) + len(request.prompt or "")
-        if characters > CHARACTERS_A_TOKEN * self.signature.max_length:
-            raise UserError(
-                f"the prompt has {characters} characters; the context holds {self.signature.max_length} tokens.",
-                where="prompt" if request.messages is None else "messages",
-                remedy="Shorten it.",
-            )
-        if request.prompt is not None:
-            ids = self._unfinished(request.prompt)
-            start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-            if not ids and start is not None:
-                ids = [start]
-        else:
-            if not self.tokenizer.chat_template:
-                raise Unsupported("this model has no chat template.", remedy="Send a prompt to /v1/completions.")
-            try:
-                ids = list(
-                    self.tokenizer.apply_chat_template(
-                        [dict(m) for m in request.messages or ()], add_generation_prompt=True, return_dict=False
-                    )
-                )
-            except (jinja2.TemplateError, TypeError, KeyError, IndexError) as error:
-                raise UserError(
-                    f"the model's chat template refuses them: {error}.", where="messages", remedy="See the model's card."
-                ) from error
-        if not ids:
-            raise UserError("is empty.", where="prompt", remedy="Send some text.")
-        return ids
-
-    def _unfinished(self, prompt: str) -> list[int]:
-        """The prompt's ids, without the end-of-text or separator that some tokenizers put behind."""
-        encoded = self.tokenizer(prompt, return_special_tokens_mask=True)
-        added = encoded.special_tokens_mask  # 0 for a special token that stands in the prompt itself
-        end = next((i + 1 for i in reversed(range(len(added))) if not added[i]), 0)
-        return list(encoded.input_ids[:end])
+        return prompt_ids(self.tokenizer, request, self.signature.max_length)
 
     # ---- on the thread: the batch
 
@@ -253,6 +278,11 @@ class Generator:
                     break
                 chosen.append(self.waiting.popleft())
         return chosen
+
+
+def _likely(vocabulary: Vocabulary, token: int, logprob: float) -> Likely:
+    raw = vocabulary.bytes_of(token)
+    return Likely(raw.decode("utf-8", "replace"), raw, logprob)
 
 
 def _copy(error: RaybmError) -> RaybmError:

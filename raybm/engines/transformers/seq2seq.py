@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from raybm.core.errors import Unsupported, UserError
+from raybm.engines import features
 from raybm.engines.protocol import GenerateRequest
 from raybm.engines.transformers.batch import Row
 from raybm.engines.transformers.generation import Answer, Generator
@@ -31,6 +32,9 @@ class Rewriter(Generator):
         if not request.prompt.strip():
             raise UserError("is empty.", where="prompt", remedy="Send some text.")
         return sources(self.tokenizer, [request.prompt], self.signature.max_length)[0]
+
+    def _check(self, request: GenerateRequest) -> None:
+        features.check(request, "logprobs", "frequency_penalty and presence_penalty", "response_format")
 
     def _before(self, prompt: list[int]) -> list[int]:
         return []

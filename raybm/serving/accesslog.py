@@ -1,0 +1,47 @@
+"""One log line and one count a request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raybm.serving import statuses
+from raybm.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
+LOGGED_PATH = 200  # characters
+
+
+class AccessLog:
+    """When a request's last byte is out. Never its content, its headers or its key."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), statuses.CLIENT_LEFT
+        state = scope.setdefault("state", {})
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            seconds, model, tenant = time.monotonic() - begun, state.get("model", ""), state.get("tenant", "")
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path not in PROBES:
+                self.metrics.request(model, tenant, status, seconds)
+                asked = quote(path, errors="replace")[:LOGGED_PATH]  # a decoded path may hold line ends
+                line = "%s %s model=%s tenant=%s status=%d ms=%.1f"
+                logger.info(line, scope["method"], asked, model or "-", tenant or "-", status, seconds * 1000)

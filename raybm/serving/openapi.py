@@ -1,0 +1,72 @@
+"""The OpenAPI document: FastAPI's, with the bodies that the gateway reads itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from raybm.serving import wire
+from raybm.serving.wire import answers
+
+Json = dict[str, Any]
+STATUSES = {
+    400: "The request is wrong, or not what the model can do.",
+    401: "No key, or an unknown one.",
+    404: "There is no such model.",
+    413: "The body is too large.",
+    429: "The tenant's requests are used up; Retry-After says when there are more.",
+    503: "No room now, or no replica; Retry-After.",
+    504: "Not answered within the deadline.",
+}
+EVENT = {
+    "type": "object",
+    "description": "A server-sent event.",
+    "properties": {"data": {"type": "string", "description": "A chunk, or an error, as JSON; at last [DONE]."}},
+    "required": ["data"],
+}
+STREAM = {"text/event-stream": {"schema": EVENT}}
+
+
+def errors(*statuses: int) -> dict[int | str, Json]:
+    """A route's `responses`."""
+    return {status: {"model": answers.Error, "description": STATUSES[status]} for status in statuses}
+
+
+def posted(kind: type[wire.Wire]) -> Json:
+    """What FastAPI is told of a route whose body is read by `kind`."""
+    streams = issubclass(kind, wire.Generation)
+    return {
+        "responses": {**errors(*STATUSES), **({200: {"content": STREAM}} if streams else {})},
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},
+            },
+        },
+        "description": kind.__doc__,
+    }
+
+
+def describe(app: FastAPI, kinds: list[type[wire.Wire]], keys: bool) -> Callable[[], Json]:
+    """What replaces `app.openapi`: FastAPI's document with the schemas of `kinds`. `keys`: the gateway asks for one."""
+    made = app.openapi
+
+    def openapi() -> Json:
+        if app.openapi_schema is None:
+            document = made()
+            _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")
+            components = document.setdefault("components", {})
+            components["schemas"] = {**components.get("schemas", {}), **schemas["$defs"]}
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)  # FastAPI's own, for a path's name: any text is one
+                    if keys and path not in ("/health", "/ready"):
+                        operation["security"] = [{"key": []}]
+            if keys:
+                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return dict(app.openapi_schema or {})
+
+    return openapi

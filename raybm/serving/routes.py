@@ -1,0 +1,87 @@
+"""The gateway's paths."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from raybm.core.errors import RaybmError
+from raybm.serving import openapi, statuses, wire
+from raybm.serving.accesslog import AccessLog
+from raybm.serving.gateway import Gateway
+from raybm.serving.wire import answers
+
+
+def create_app(gateway: Gateway) -> ASGIApp:
+    app: FastAPI = FastAPIOffline(
+        title="raybm", version=version("raybm"), docs_url="/docs", redoc_url=None, static_url="/docs/static", openapi_url="/openapi.json"
+    )
+    _probes(app, gateway)
+    _models(app, gateway)
+    posts: dict[str, tuple[type[wire.Wire], type[answers.Told], Callable[..., Awaitable[Response]]]] = {
+        "/v1/chat/completions": (wire.Chat, answers.ChatAnswer, gateway.generate),
+        "/v1/completions": (wire.Completion, answers.CompletionAnswer, gateway.generate),
+        "/v1/embeddings": (wire.Embed, answers.EmbedAnswer, gateway.embed),
+        "/v1/score": (wire.Score, answers.ScoreAnswer, gateway.embed),
+        "/v1/rerank": (wire.Rerank, answers.RerankAnswer, gateway.embed),
+        "/v1/classify": (wire.Classify, answers.PredictAnswer, gateway.predict),
+        "/v1/images/classify": (wire.ClassifyImages, answers.PredictAnswer, gateway.predict),
+        "/tokenize": (wire.Tokenize, answers.TokenizeAnswer, gateway.tokenize),
+        "/detokenize": (wire.Detokenize, answers.DetokenizeAnswer, gateway.detokenize),
+    }
+    for path, (kind, answer, work) in posts.items():
+        app.post(path, response_model=answer, **openapi.posted(kind))(_endpoint(gateway, kind, work))
+    app.openapi = openapi.describe(app, [kind for kind, _, _ in posts.values()], keys=bool(gateway.spec.api_keys))  # type: ignore[method-assign]
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        return statuses.response(error)
+
+    app.add_exception_handler(RaybmError, refuse)
+    app.add_exception_handler(HTTPException, refuse)
+    return AccessLog(app, gateway.metrics)
+
+
+def _endpoint(gateway: Gateway, kind: type[wire.Wire], work: Any) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await gateway.answer(request, kind, work)
+
+    endpoint.__name__ = kind.__name__.lower()
+    return endpoint
+
+
+def _probes(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/health", response_model=answers.Health)
+    async def health() -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", response_model=answers.Ready, responses={503: {"model": answers.Ready, "description": "A model has no replica."}})
+    async def ready() -> Response:
+        """Every model has a running replica (one that may scale to zero: needs none)."""
+        try:
+            missing = await gateway.missing()
+        except TimeoutError:
+            missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
+        return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
+
+
+def _models(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/models", response_model=answers.Models, responses=openapi.errors(401, 429))
+    async def models(request: Request) -> Response:
+        """The models that there are."""
+        gateway.admit(request)
+        return JSONResponse(wire.models(list(gateway.models), gateway.started))
+
+    @app.get("/v1/models/{name}", response_model=answers.Model, responses=openapi.errors(401, 404, 429))
+    async def model(request: Request, name: str) -> Response:
+        """One of them."""
+        gateway.admit(request)
+        gateway.choose(name)
+        return JSONResponse(wire.model(name, gateway.started))
