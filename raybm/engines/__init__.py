@@ -8,5 +8,6 @@ from pydantic import Field
 from raybm.engines.onnx.spec import Onnx
 from raybm.engines.remote.spec import Remote
 from raybm.engines.transformers.spec import Transformers
+from raybm.engines.vllm.spec import Vllm
 
-EngineSpec = Annotated[Transformers | Onnx | Remote, Field(discriminator="kind")]
+EngineSpec = Annotated[Transformers | Onnx | Vllm | Remote, Field(discriminator="kind")]

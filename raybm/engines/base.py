@@ -37,6 +37,10 @@ class EngineBase(Spec):
         """Rows of all requests that a replica hands over at once, at the most, and the milliseconds that the first of them waits."""
         return self.max_batch, 0.0
 
+    def workers(self) -> int:
+        """Processes with a GPU each that answer together; above 1, a replica's GPUs are as many."""
+        return 1
+
 
 class LocalEngine(EngineBase):
     """An engine that answers from weights in a folder."""

@@ -75,6 +75,14 @@ class ServedModel(Spec):
             ),
         ),
         Check(("ref", "engine"), _weights),
+        Check(
+            ("gpus", "engine"),
+            lambda gpus, engine: (
+                (f"{gpus:g} is not what the engine is spread over.", f"Set {engine.workers()}: tensor_parallel × pipeline_parallel.")
+                if engine.workers() > 1 and gpus != engine.workers()
+                else None
+            ),
+        ),
     )
 
 

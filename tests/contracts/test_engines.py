@@ -148,7 +148,7 @@ def test_a_whole_answer_is_the_streamed_one(built: Callable[[str], Any]) -> None
     ):
         deltas = generate(engine, request)[0]
         whole = asyncio.run(engine.complete(request))
-        assert whole.text == "".join(delta.text for delta in deltas) and whole.tokens == sum(delta.tokens for delta in deltas)
+        assert whole.text == "".join(delta.text for delta in deltas) and whole.completion_tokens == sum(delta.tokens for delta in deltas)
         assert (whole.finish_reason, whole.prompt_tokens) == (deltas[-1].finish_reason, deltas[-1].prompt_tokens)
 
 

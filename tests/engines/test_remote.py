@@ -7,6 +7,9 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,12 @@ from starlette.routing import Route
 
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, RaybmError, SpecError, UpstreamFailed, UserError
 from raybm.core.storage import open_storage
-from raybm.engines.protocol import GenerateRequest
+from raybm.engines.protocol import Answer, GenerateRequest
 from raybm.engines.remote.spec import Remote
+from raybm.engines.transformers.spec import Transformers
 from raybm.serving import statuses
 from raybm.spec.serve import ServedModel
+from tests.engines import members, tiny
 from tests.listening import listening
 
 pytestmark = pytest.mark.integration
@@ -136,7 +141,7 @@ def test_streams_and_whole_answers(served: tuple[Endpoint, str], monkeypatch: py
         "stream_options": {"include_usage": True},
     }
     whole = asyncio.run(remote.complete(chat("hello")))
-    assert (whole.text, whole.tokens, whole.prompt_tokens, whole.finish_reason) == ("two tokens", 2, 5, "length")
+    assert (whole.text, whole.completion_tokens, whole.prompt_tokens, whole.finish_reason) == ("two tokens", 2, 5, "length")
     asyncio.run(engine(url, max_tokens_key="max_completion_tokens").complete(chat("hello")))
     body, key = endpoint.asked[-1]
     assert key is None and body["max_completion_tokens"] == 9 and "max_tokens" not in body
@@ -255,3 +260,41 @@ def test_a_model_is_here_or_there() -> None:
     ):
         with pytest.raises(SpecError, match=what):
             ServedModel.parse({"name": "m", **wrong})
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "", "parameters": {"type": "object", "properties": {"n": {"enum": [1, 2]}}}},
+}
+ASKED: dict[str, dict[str, Any]] = {
+    "logprobs": {"logprobs": 2},
+    "logprobs of a prompt": {"messages": None, "prompt": "the dog", "logprobs": 2},
+    "a schema": {"schema": {"enum": ["fox", "dog"]}},
+    "a call": {"tools": (TOOL,), "must_call": True},
+    "penalties": {"frequency_penalty": 1.0, "presence_penalty": 0.5},
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_what_else_may_be_asked_for_goes_through(tmp_path: Path, what: str) -> None:
+    request = replace(GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=60, temperature=0), **ASKED[what])
+
+    async def deltas(engine: Any) -> list[Any]:
+        return [delta async for delta in engine.generate(request)]
+
+    upstream = Transformers(precision="fp32").build(tiny.language_model(tmp_path, 512))
+    with closing(upstream), members.remote(upstream) as remote:
+        here = Answer.of(asyncio.run(deltas(upstream)))
+        for there in (Answer.of(asyncio.run(deltas(remote))), asyncio.run(remote.complete(request))):
+            assert _rounded(there, request.prompt is None) == _rounded(here, request.prompt is None)
+
+
+def _rounded(answer: Answer, with_top: bool) -> Answer:
+    """Without what the last bit of a logit decides."""
+
+    def rounded(one: Any) -> Any:
+        return replace(one, logprob=round(one.logprob, 3))
+
+    chosen = [rounded(replace(one, top=tuple(map(rounded, one.top)))) for one in answer.logprobs]
+    plain = [replace(one, bytes=b"", top=()) for one in chosen]  # a completion has no bytes, and one of several that look alike
+    return replace(answer, logprobs=tuple(chosen if with_top else plain))

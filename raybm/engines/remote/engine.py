@@ -1,12 +1,11 @@
 """The remote engine: asks an OpenAI-compatible endpoint over HTTP, with one pool of connections an event loop.
 
-Wire: https://platform.openai.com/docs/api-reference. No key, prompt or header of either side reaches a log or an error.
+No key, prompt or header of either side reaches a log or an error.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -19,15 +18,14 @@ import numpy as np
 
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, RaybmError, UpstreamFailed, UserError
 from raybm.core.signature import Signature
-from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest
+from raybm.engines.remote import wire
 from raybm.engines.remote.spec import Remote
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line a request
 
-Json = dict[str, Any]
 UNBOUNDED = 10**9  # tokens: the endpoint knows its context, and refuses what is longer
-MESSAGE_MAX = 500  # characters of the endpoint's own words
 REMEDY = "See that endpoint, or try again."
 
 
@@ -61,34 +59,26 @@ class RemoteEngine:
         self._clients.clear()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        path, asked = self._asked(request)
-        asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        tokens, last, usage = 0, None, None
-        async with self._answer(path, asked) as response:
+        path, body = wire.asked(self.spec, request)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        stream = wire.Stream()
+        async with self._answer(path, body) as response:
             async for event in httpx2.EventSource(response):
                 if event.data == "[DONE]":
                     break
-                chunk = _json(event.data)
+                chunk = wire.document(event.data)
                 if "error" in chunk:
                     raise UpstreamFailed(f"{self._name()} broke off its answer.", remedy=REMEDY)
-                usage = chunk.get("usage") or usage
-                for delta in map(_delta, chunk.get("choices") or ()):
-                    if delta.finish_reason:
-                        last = delta  # kept back until the endpoint has said what the answer took
-                    elif delta.text:
-                        tokens += 1
-                        yield delta
-        if last is None:
+                if delta := stream.push(chunk):
+                    yield delta
+        if (last := stream.end()) is None:
             raise UpstreamFailed(f"{self._name()} broke off its answer.", remedy=REMEDY)
-        written = (usage or {}).get("completion_tokens", tokens + bool(last.text))
-        yield Delta(last.text, max(0, written - tokens), (usage or {}).get("prompt_tokens", 0), last.finish_reason)
+        yield last
 
-    async def complete(self, request: GenerateRequest) -> Delta:
-        path, asked = self._asked(request)
-        answer = await self._whole(path, asked)
+    async def complete(self, request: GenerateRequest) -> Answer:
+        answer = await self._whole(*wire.asked(self.spec, request))
         with self._sense():
-            delta, usage = _delta(answer["choices"][0]), answer.get("usage") or {}
-        return Delta(delta.text, usage.get("completion_tokens", 1), usage.get("prompt_tokens", 0), delta.finish_reason or "stop")
+            return wire.whole(answer)
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         async def once() -> Embeddings:
@@ -115,35 +105,19 @@ class RemoteEngine:
             tokens[start] = (answer.get("usage") or {}).get("prompt_tokens", 0)
         return Embeddings(vectors, tuple(tokens))
 
-    def _asked(self, request: GenerateRequest) -> tuple[str, Json]:
-        """The path and body of a request."""
-        asked: Json = {"model": self.spec.model, "temperature": request.temperature, "top_p": request.top_p}
-        if request.seed is not None:
-            asked["seed"] = request.seed
-        if request.stop:
-            asked["stop"] = list(request.stop)
-        if request.messages is not None:
-            bound = {} if request.max_tokens is None else {self.spec.max_tokens_key: request.max_tokens}
-            return "chat/completions", asked | bound | {"messages": [dict(message) for message in request.messages]}
-        if request.prompt is None:
-            raise UserError("there is neither a prompt nor messages.", where="prompt", remedy="Give one.")
-        return "completions", asked | {"prompt": request.prompt} | (
-            {} if request.max_tokens is None else {"max_tokens": request.max_tokens}
-        )
-
-    async def _whole(self, path: str, asked: Json) -> Json:
-        async with self._answer(path, asked) as response:
-            return _json(await response.aread())
+    async def _whole(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        async with self._answer(path, body) as response:
+            return wire.document(await response.aread())
 
     @asynccontextmanager
-    async def _answer(self, path: str, asked: Json) -> AsyncIterator[httpx2.Response]:
+    async def _answer(self, path: str, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
         """The endpoint's good answer, its body unread. Leaving the block early closes the connection, and so ends the work there."""
         self.check()
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             self._clients[loop] = _client(self.spec, self._key)
         try:
-            async with self._clients[loop].stream("POST", path, json=asked) as response:
+            async with self._clients[loop].stream("POST", path, json=body) as response:
                 if response.status_code != 200:
                     raise self._refusal(response.status_code, await response.aread())
                 with self._sense():
@@ -159,7 +133,7 @@ class RemoteEngine:
         if status in (429, 503):
             return Overloaded(f"{self._name()} has no room for another request now.", remedy="Try again later.")
         if 400 <= status < 500 and status not in (401, 403, 404, 405, 407, 408):
-            return UserError(f"{self._name()} refuses the request: {_message(body)}")
+            return UserError(f"{self._name()} refuses the request: {wire.refusal(body)}")
         logger.warning("%s at %s answered with status %d", self._name(), self.spec.url, status)
         return UpstreamFailed(f"{self._name()} failed with status {status}.", remedy=REMEDY)
 
@@ -218,32 +192,6 @@ def _key(spec: Remote) -> str | None:
     if not (key := os.environ.get(spec.api_key_env, "").strip()):
         raise UserError(f"the environment variable {spec.api_key_env} is not set.", where="api_key_env", remedy="Put the key there.")
     return key
-
-
-def _json(body: str | bytes) -> Json:
-    data = json.loads(body)
-    if not isinstance(data, dict):
-        raise ValueError("not an object")
-    return data
-
-
-def _delta(choice: Json) -> Delta:
-    """Of a choice of any kind: streamed or whole, of a chat or a completion."""
-    holder = choice.get("delta") or choice.get("message") or choice
-    text = holder.get("text") if holder is choice else holder.get("content")
-    reason = choice.get("finish_reason")
-    return Delta(text or "", 1, 0, "length" if reason == "length" else "stop" if reason else None)
-
-
-def _message(body: bytes) -> str:
-    """OpenAI's, FastAPI's or whatever shape of an error."""
-    try:
-        data = _json(body)
-    except ValueError:
-        return "it does not say why."
-    error = data.get("error", data)
-    words = error if isinstance(error, str) else error.get("message") or error.get("detail") if isinstance(error, dict) else None
-    return str(words or "it does not say why.")[:MESSAGE_MAX]
 
 
 def _words(error: Exception) -> str:
