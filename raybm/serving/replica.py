@@ -12,7 +12,7 @@ from ray import serve
 
 from raybm.core.errors import RaybmError, Unsupported
 from raybm.core.signature import Protocol
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokenizes, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokenizes, Tokens
 from raybm.serving.logs import log_with_serve
 from raybm.spec.serve import ServedModel
 
@@ -26,11 +26,10 @@ _ASKS: dict[Protocol, str] = {
 
 
 def load(model: ServedModel, storage: str) -> Any:
-    """Fetches the model's files and builds its engine. Raises NotFound, Unsupported, StorageError."""
+    """The model's engine, ready to answer. Raises NotFound, Unsupported, StorageError."""
     from raybm.core.storage import open_storage
-    from raybm.models.references import resolve
 
-    return model.engine.build(resolve(model.ref, open_storage(storage)))
+    return model.engine.load(model.ref, open_storage(storage))
 
 
 class Replica:
@@ -87,6 +86,9 @@ class Replica:
 
     async def complete(self, request: GenerateRequest) -> Answer:
         """A generation in one piece: one message over the wire instead of one a token."""
+        if isinstance(self.engine, Relays):
+            self._needs("generates")
+            return await self.engine.complete(request)
         deltas = [delta async for delta in self.generate(request)]
         if not deltas:
             raise RuntimeError(f"the engine of {self.name} ended without an answer")
@@ -94,6 +96,8 @@ class Replica:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self._needs("embeds")
+        if isinstance(self.engine, Relays):
+            return await self.engine.embed_async(texts)
         rows = await asyncio.gather(*(self._embed(text) for text in texts))
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UserError
+from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UpstreamFailed, UserError
 from raybm.serving.auth import Unauthenticated
 from raybm.serving.limits import BodyTooLarge, RateLimited
 from raybm.serving.wire import InvalidRequest
@@ -51,6 +51,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (RayActorError, Status(503, "server_error", "replica_lost", _GONE, 1)),
     (ReplicaUnavailableError, Status(503, "server_error", "replica_lost", _GONE, 1)),
     (ClientDisconnect, Status(CLIENT_LEFT, "invalid_request_error", "client_left", "the client left.")),
+    (UpstreamFailed, Status(502, "server_error", "upstream_failed")),
     (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
     (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come within gateway.request_timeout_s.")),
 )

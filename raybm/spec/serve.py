@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from raybm.core.spec import Check, Spec
 from raybm.engines import EngineSpec
+from raybm.engines.base import EngineBase
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import Reference
 
@@ -36,13 +37,21 @@ class Autoscaling(Spec):
     )
 
 
+def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
+    if engine.WEIGHTS and ref is None:
+        return "this key is required and missing.", "Say which weights, such as registry:name@prod."
+    if ref is not None and not engine.WEIGHTS:
+        return "this engine's model is elsewhere.", "Drop `ref`; `engine` says where."
+    return None
+
+
 class ServedModel(Spec):
     """One model behind the gateway: one Serve deployment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """The `model` of a request."""
-    ref: Reference
-    """Which weights; a `registry:name@alias` is looked up when a replica starts."""
+    ref: Reference | None = None
+    """Which weights; a `registry:name@alias` is looked up when a replica starts. An engine that asks elsewhere has none."""
     engine: EngineSpec = Transformers()
     autoscaling: Autoscaling = Autoscaling()
     cpus: NonNegativeFloat = 1.0
@@ -60,7 +69,18 @@ class ServedModel(Spec):
         Check(
             ("ref",),
             lambda ref: (
-                ("a model from scratch knows nothing.", "Serve a trained one: registry:name@alias.") if ref.startswith("scratch:") else None
+                ("a model from scratch knows nothing.", "Serve a trained one: registry:name@alias.")
+                if ref and ref.startswith("scratch:")
+                else None
+            ),
+        ),
+        Check(("ref", "engine"), _weights),
+        Check(
+            ("gpus", "engine"),
+            lambda gpus, engine: (
+                (f"{gpus:g} is not what the engine is spread over.", f"Set {engine.workers()}: tensor_parallel × pipeline_parallel.")
+                if engine.workers() > 1 and gpus != engine.workers()
+                else None
             ),
         ),
     )

@@ -7,8 +7,9 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,39 +17,32 @@ import torch
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.signature import Signature
-from raybm.engines import EngineSpec
-from raybm.engines.protocol import Delta, Embeds, GenerateRequest, Generates, Predicts
-from tests.engines import tiny
+from raybm.engines.offline import ask
+from raybm.engines.protocol import Delta, Embeds, GenerateRequest, Generates, Predicts, Relays
+from tests.engines import members
 
-MEMBERS = get_args(get_args(EngineSpec)[0]) if get_args(EngineSpec) else (EngineSpec,)
-FOLDERS: dict[str, Callable[[Path], Path]] = {
-    "generates": tiny.language_model,
-    "predicts": tiny.classifier,
-    "embeds": tiny.embedder,
-    "rewrites": tiny.encoder_decoder,
-}
 GENERATORS = ("generates", "rewrites")
 PROTOCOLS: dict[str, Any] = {"generates": Generates, "predicts": Predicts, "embeds": Embeds}
 
 
-@pytest.fixture(scope="module", params=MEMBERS, ids=lambda member: member.model_fields["kind"].default)
+@pytest.fixture(scope="module", params=members.params())
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """An engine by protocol, built once a member."""
+    """An engine by the model's ability, built once a member."""
     engines: dict[str, Any] = {}
+    with ExitStack() as stack:
 
-    def get(protocol: str) -> Any:
-        if protocol not in engines:
-            engines[protocol] = request.param().build(FOLDERS[protocol](tmp_path_factory.mktemp(protocol)))
-        return engines[protocol]
+        def get(model: str) -> Any:
+            if model not in engines:
+                engines[model] = stack.enter_context(members.engine(request.param, model, tmp_path_factory.mktemp(model)))
+            return engines[model]
 
-    yield get
-    for engine in engines.values():
-        engine.close()
+        yield get
 
 
-@pytest.fixture(params=MEMBERS, ids=lambda member: member.model_fields["kind"].default)
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Any]:
-    return lambda protocol: request.param().build(FOLDERS[protocol](tmp_path))
+@pytest.fixture(params=members.params())
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
+    with ExitStack() as stack:
+        yield lambda model: stack.enter_context(members.engine(request.param, model, tmp_path))
 
 
 async def collect(engine: Generates, request: GenerateRequest) -> list[Delta]:
@@ -71,37 +65,65 @@ def test_it_has_the_methods_that_the_signature_promises(built: Callable[[str], A
     engine.check()
 
 
-def test_the_spec_travels() -> None:
-    for member in MEMBERS:
-        assert pickle.loads(pickle.dumps(member())) == member() == member.parse(member().canonical())
+@pytest.mark.parametrize("kind", members.MEMBERS)
+def test_the_spec_travels(kind: str) -> None:
+    spec = members.MEMBERS[kind].parse(members.SETTINGS.get(kind, {}))
+    assert pickle.loads(pickle.dumps(spec)) == spec == type(spec).parse(spec.canonical())
 
 
-def test_answers_come_in_order(built: Callable[[str], Any]) -> None:
-    texts = ["fox", "the quick brown fox jumps over the lazy dog", "dog", "over the dog " * 3, "fox"]
-    answers = built("predicts").predict([{"text": text} for text in texts])
-    vectors = built("embeds").embed(texts).vectors
-    for i, text in enumerate(texts):
-        alone = built("predicts").predict([{"text": text}])[0]
-        assert answers[i]["label"] == alone["label"] and abs(answers[i]["score"] - alone["score"]) < 1e-4
-        assert abs(sum(answers[i]["scores"].values()) - 1) < 1e-4 and set(answers[i]["scores"]) == set(built("predicts").signature.labels)
-        assert np.allclose(vectors[i], built("embeds").embed([text]).vectors[0], atol=1e-4)
+TEXTS = ["fox", "the quick brown fox jumps over the lazy dog", "dog", "over the dog " * 3, "fox"]
 
 
-def test_nothing_in_nothing_out(built: Callable[[str], Any]) -> None:
-    assert built("predicts").predict([]) == []
+def test_predictions_come_in_order(built: Callable[[str], Any]) -> None:
+    engine = built("predicts")
+    answers = engine.predict([{"text": text} for text in TEXTS])
+    for answer, text in zip(answers, TEXTS, strict=True):
+        alone = engine.predict([{"text": text}])[0]
+        assert answer["label"] == alone["label"] and abs(answer["score"] - alone["score"]) < 1e-4
+        assert abs(sum(answer["scores"].values()) - 1) < 1e-4 and set(answer["scores"]) == set(engine.signature.labels)
+    assert ask(engine, [{"text": text} for text in TEXTS], 2, 0)[1]["label"] == answers[1]["label"]
+
+
+def test_vectors_come_in_order(built: Callable[[str], Any]) -> None:
+    engine = built("embeds")
+    vectors = engine.embed(TEXTS).vectors
+    for vector, text in zip(vectors, TEXTS, strict=True):
+        assert np.allclose(vector, engine.embed([text]).vectors[0], atol=1e-4)
+    assert np.allclose(ask(engine, [{"text": text} for text in TEXTS], 2, 0)[1]["embedding"], vectors[1], atol=1e-4)
+
+
+def test_nothing_in_nothing_predicted(built: Callable[[str], Any]) -> None:
+    engine = built("predicts")
+    assert engine.predict([]) == []
+    assert engine.predict([{"text": ""}])[0]["label"] in engine.signature.labels
+    with pytest.raises(UserError):
+        engine.predict([{"label": "x"}])
+
+
+def test_nothing_in_nothing_embedded(built: Callable[[str], Any]) -> None:
     empty = built("embeds").embed([])
     assert len(empty.vectors) == 0 and len(empty.tokens) == 0
-    assert built("predicts").predict([{"text": ""}])[0]["label"] in built("predicts").signature.labels
-    with pytest.raises(UserError):
-        built("predicts").predict([{"label": "x"}])
 
 
-def test_over_long_texts_are_cut_and_over_long_prompts_refused(built: Callable[[str], Any]) -> None:
-    long = "the fox " * 300
-    assert built("predicts").predict([{"text": long}])[0]["tokens"] <= built("predicts").signature.max_length
-    assert built("embeds").embed([long]).tokens[0] <= built("embeds").signature.max_length
+LONG = "the fox " * 300
+
+
+def test_over_long_texts_are_cut(built: Callable[[str], Any]) -> None:
+    assert built("predicts").predict([{"text": LONG}])[0]["tokens"] <= built("predicts").signature.max_length
+
+
+def test_over_long_texts_are_cut_before_they_are_embedded(built: Callable[[str], Any]) -> None:
+    assert 0 < built("embeds").embed([LONG]).tokens[0] <= built("embeds").signature.max_length
+
+
+def test_over_long_prompts_are_refused(built: Callable[[str], Any]) -> None:
     with pytest.raises(UserError, match="context"):
-        generate(built("generates"), GenerateRequest(prompt=long))
+        generate(built("generates"), GenerateRequest(prompt=LONG))
+
+
+def test_no_prompt_is_refused(built: Callable[[str], Any]) -> None:
+    with pytest.raises(UserError):
+        generate(built("generates"), GenerateRequest(max_tokens=2))
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
@@ -113,48 +135,71 @@ def test_a_generation_is_a_row_of_deltas_with_one_end(built: Callable[[str], Any
         assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
         assert deltas[-1].finish_reason in ("stop", "length")
         assert 1 <= sum(delta.tokens for delta in deltas) <= (request.max_tokens or 0)
-        assert all(delta.prompt_tokens == deltas[0].prompt_tokens > 0 for delta in deltas)
+        assert deltas[-1].prompt_tokens > 0 and {delta.prompt_tokens for delta in deltas} <= {0, deltas[-1].prompt_tokens}
+
+
+def test_a_whole_answer_is_the_streamed_one(built: Callable[[str], Any]) -> None:
+    engine = built("generates")
+    if not isinstance(engine, Relays):
+        pytest.skip("it has no answers in one piece")
+    for request in (
+        GenerateRequest(prompt="the dog", max_tokens=7, temperature=0),
+        GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=7, temperature=0),
+    ):
+        deltas = generate(engine, request)[0]
+        whole = asyncio.run(engine.complete(request))
+        assert whole.text == "".join(delta.text for delta in deltas) and whole.completion_tokens == sum(delta.tokens for delta in deltas)
+        assert (whole.finish_reason, whole.prompt_tokens) == (deltas[-1].finish_reason, deltas[-1].prompt_tokens)
+
+
+def test_prompts_of_one_thread_are_answered_in_order(built: Callable[[str], Any]) -> None:
+    engine = built("generates")
+    prompts = ["the dog", "fox", "the dog"]
+    texts = [row["text"] for row in ask(engine, [{"prompt": prompt} for prompt in prompts], 2, 5)]
+    alone = ask(engine, [{"prompt": "the dog"}], 2, 5)[0]["text"]
+    assert texts[0] == texts[2] == alone
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_a_closed_generation_disturbs_no_other(built: Callable[[str], Any], generator: str) -> None:
+    engine = built(generator)
+
     async def scene() -> list[Delta]:
-        other = asyncio.create_task(collect(built(generator), GenerateRequest(prompt="the dog", max_tokens=40, temperature=0)))
-        closing = built(generator).generate(GenerateRequest(prompt="fox", max_tokens=40, temperature=0))
+        other = asyncio.create_task(collect(engine, GenerateRequest(prompt="the dog", max_tokens=40, temperature=0)))
+        closing = engine.generate(GenerateRequest(prompt="fox", max_tokens=40, temperature=0))
         await asyncio.wait_for(anext(closing), 30)
         await closing.aclose()
         return await asyncio.wait_for(other, 30)
 
-    alone = generate(built(generator), GenerateRequest(prompt="the dog", max_tokens=40, temperature=0))[0]
+    alone = generate(engine, GenerateRequest(prompt="the dog", max_tokens=40, temperature=0))[0]
     assert "".join(delta.text for delta in asyncio.run(scene())) == "".join(delta.text for delta in alone)
 
 
-@pytest.mark.parametrize("protocol", FOLDERS)
-def test_after_closing_it_refuses(fresh: Callable[[str], Any], protocol: str) -> None:
-    engine = fresh(protocol)
+@pytest.mark.parametrize("model", members.MODELS)
+def test_after_closing_it_refuses(fresh: Callable[[str], Any], model: str) -> None:
+    engine = fresh(model)
     engine.close()
     engine.close()
     with pytest.raises(RaybmError):
         engine.check()
     with pytest.raises(RaybmError):
-        if protocol in GENERATORS:
+        if model in GENERATORS:
             generate(engine, GenerateRequest(prompt="the dog", max_tokens=2))
-        elif protocol == "predicts":
+        elif model == "predicts":
             engine.predict([{"text": "fox"}])
         else:
             engine.embed(["fox"])
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_closing_frees_the_model(fresh: Callable[[str], Any], protocol: str) -> None:
+@pytest.mark.parametrize("model", PROTOCOLS)
+def test_closing_frees_the_model(tmp_path: Path, model: str) -> None:
     before = parameters()
-    engine = fresh(protocol)
-    its_own = [weakref.ref(parameter) for key, parameter in parameters().items() if key not in before]
-    assert its_own
-    engine.close()
-    gc.collect()
-    assert not any(reference() is not None for reference in its_own)
-    engine.close()
+    with members.engine("transformers", model, tmp_path) as engine:
+        its_own = [weakref.ref(parameter) for key, parameter in parameters().items() if key not in before]
+        assert its_own
+        engine.close()
+        gc.collect()
+        assert not any(reference() is not None for reference in its_own)
 
 
 def parameters() -> dict[int, torch.nn.Parameter]:

@@ -19,7 +19,7 @@ from raybm.core.errors import Unsupported, UserError
 from raybm.engines.protocol import Answer, Delta, GenerateRequest, ToolCall
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
-from raybm.engines.transformers.vocabulary import Constraint
+from raybm.engines.vocabulary import Constraint
 from tests.engines import tiny
 
 USER = ({"role": "user", "content": "the dog"},)

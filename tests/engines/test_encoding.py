@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raybm.core.errors import RaybmError, Unsupported, UserError
-from raybm.engines.transformers.encoding import Classifier, Embedder
+from raybm.engines.encoders.encoding import Classifier, Embedder
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
 from tests.engines import tiny

@@ -9,10 +9,10 @@ import torch
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.signature import FILE
+from raybm.engines.encoders.vision import ImageClassifier
 from raybm.engines.protocol import Embeds, Predicts
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
-from raybm.engines.transformers.vision import ImageClassifier
 from raybm.models.images import ImageProcessor
 from raybm.models.signature import infer_signature
 from tests.engines import tiny

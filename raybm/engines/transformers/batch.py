@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from raybm.core.errors import Unsupported
 from raybm.engines.transformers.sampling import Noted, choose
-from raybm.engines.transformers.vocabulary import Constraint
+from raybm.engines.vocabulary import Constraint
 
 SPARE = 64  # columns allocated ahead
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from raybm.core.errors import Overloaded, RaybmError, UserError
 from raybm.core.signature import Signature
 from raybm.engines import toolcalls
+from raybm.engines.prompts import answer_limit, prompt_ids, style
 from raybm.engines.protocol import Chosen, Delta, FinishReason, GenerateRequest, Likely, Tokens, ToolCall
+from raybm.engines.tokens import as_text, as_tokens
 from raybm.engines.transformers.batch import Batch, Row
-from raybm.engines.transformers.prompts import prompt_ids, style
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.textstream import TextStream
-from raybm.engines.transformers.tokens import as_text, as_tokens
-from raybm.engines.transformers.vocabulary import Constraint, Vocabulary
+from raybm.engines.vocabulary import Constraint, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -227,15 +227,7 @@ class Generator:
 
     def _limit(self, prompt: int, request: GenerateRequest) -> int:
         """Tokens that an answer may have, after a prompt of so many. Raises UserError."""
-        room = self.signature.max_length - prompt
-        wanted = min(request.max_tokens or room, room) if request.clip and room > 0 else request.max_tokens
-        if (wanted or 1) > room:
-            raise UserError(
-                f"the prompt has {prompt} tokens and {wanted or 1} more are asked for; the context holds {self.signature.max_length}.",
-                where="max_tokens",
-                remedy="Shorten the prompt or ask for fewer.",
-            )
-        return wanted or room
+        return answer_limit(prompt, request, self.signature.max_length)
 
     def _prompt(self, request: GenerateRequest) -> list[int]:
         return prompt_ids(self.tokenizer, request, self.signature.max_length)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from raybm.engines.transformers.vocabulary import Constraint
+from raybm.engines.vocabulary import Constraint
 
 HEAD = 256  # a nucleus is nearly always smaller: a top-k of so many spares sorting the vocabulary (4 ms a row of 49k on a CPU)
 

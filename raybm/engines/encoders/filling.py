@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raybm.engines.transformers.encoding import Encoder, text_of
+from raybm.engines.encoders.encoding import Encoder, text_of
 
 
 class Filler(Encoder):

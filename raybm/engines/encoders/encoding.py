@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from raybm.core.errors import RaybmError, Unsupported, UserError
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Embeddings, GenerateRequest, Tokens
-from raybm.engines.transformers.tokens import as_text, as_tokens
+from raybm.engines.tokens import as_text, as_tokens
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (rows, tokens, width), mask (rows, tokens) → (rows, width)
 

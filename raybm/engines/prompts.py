@@ -40,6 +40,21 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, con
     return ids
 
 
+def answer_limit(prompt: int, request: GenerateRequest, context: int) -> int:
+    """Tokens that an answer may have, after a prompt of so many. Raises UserError."""
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise UserError(f"{request.max_tokens} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
+    room = context - prompt
+    wanted = min(request.max_tokens or room, room) if request.clip and room > 0 else request.max_tokens
+    if (wanted or 1) > room:
+        raise UserError(
+            f"the prompt has {prompt} tokens and {wanted or 1} more are asked for; the context holds {context}.",
+            where="max_tokens",
+            remedy="Shorten the prompt or ask for fewer.",
+        )
+    return wanted or room
+
+
 def style(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest) -> toolcalls.Style | None:
     """How calls stand in the answer. A call that must be made is plain JSON, whatever the model's own way."""
     if not request.tools:

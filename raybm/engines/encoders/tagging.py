@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybm.core.errors import UserError
 from raybm.core.signature import Signature
-from raybm.engines.transformers.encoding import Encoder
+from raybm.engines.encoders.encoding import Encoder
 from raybm.models.words import pieces
 
 OUTSIDE = "O"

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from raybm.core.errors import DataError, UserError
 from raybm.core.signature import Signature
-from raybm.engines.transformers.encoding import Encoder, Loaded, text_of
+from raybm.engines.encoders.encoding import Encoder, Loaded, text_of
 from raybm.models.tabular import FILE, Columns
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raybm.core.errors import UserError
-from raybm.engines.transformers.encoding import Encoder
+from raybm.engines.encoders.encoding import Encoder
 from raybm.models.windows import windows
 
 LONGEST_ANSWER = 64  # tokens

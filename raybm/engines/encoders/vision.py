@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from raybm.core.errors import UserError
 from raybm.core.signature import Signature
+from raybm.engines.encoders.encoding import Loaded
 from raybm.engines.protocol import Embeddings
-from raybm.engines.transformers.encoding import Loaded
 from raybm.models import dataurl
 from raybm.models.image_text import ImageTextProcessor
 from raybm.models.images import ImageProcessor

