@@ -35,6 +35,7 @@ class Row:
     top_p: float = 1.0
     random: torch.Generator = field(default_factory=torch.Generator)
     cached: int = 0
+    prompt_tokens: int = 0  # of `ids`; the others are the answer
 
 
 class SpareLayer(DynamicLayer):

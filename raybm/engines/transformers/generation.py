@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,6 @@ CLOSE_TIMEOUT_S = 30.0
 class Answer(Row):
     """A row of the batch, and the client that waits for its text."""
 
-    prompt_tokens: int = 0
     limit: int = 0  # tokens to generate
     text: TextStream = field(kw_only=True)
     loop: asyncio.AbstractEventLoop = field(kw_only=True)
@@ -44,6 +43,23 @@ class Answer(Row):
 
     def take(self, token: int, ends: frozenset[int]) -> None:
         """A token was chosen: give out its text."""
+        piece, finish = self._grow(token, ends)
+        if piece or finish:
+            new = self.produced - self.reported
+            self.send(Delta(piece, new, self.prompt_tokens, finish, tuple(self.ids[-new:])))
+            self.reported = self.produced
+
+    def go_on(self, written: Sequence[int], ends: frozenset[int]) -> None:
+        """Stands as if it had taken these tokens, whose text was given out elsewhere."""
+        torch.rand(len(written), generator=self.random)  # as many numbers as were drawn for them
+        for token in written:
+            _, finish = self._grow(token, ends)
+            if finish:  # the answer was over, and only the word of it was lost
+                self.send(Delta("", 0, self.prompt_tokens, finish))
+                break
+        self.reported = self.produced
+
+    def _grow(self, token: int, ends: frozenset[int]) -> tuple[str, FinishReason | None]:
         self.produced += 1
         self.ids.append(token)
         piece = "" if token in ends else self.text.push(token)
@@ -55,9 +71,7 @@ class Answer(Row):
         if finish:
             self.over = True
             piece += self.text.flush()
-        if piece or finish:
-            self.send(Delta(piece, self.produced - self.reported, self.prompt_tokens, finish))
-            self.reported = self.produced
+        return piece, finish
 
     def send(self, item: Delta | RaybmError) -> None:
         try:
@@ -90,8 +104,9 @@ class Generator:
                 raise _copy(self.ended)
             if len(self.waiting) >= self.max_waiting:
                 raise Overloaded(f"{self.max_waiting} requests are waiting already.", remedy="Try again later, or add replicas.")
-            self.waiting.append(answer)
-            self.changed.notify()
+            if not answer.over:
+                self.waiting.append(answer)
+                self.changed.notify()
         try:
             while not isinstance(item := await answer.items.get(), RaybmError):
                 yield item
@@ -130,7 +145,7 @@ class Generator:
             random.seed()
         else:
             random.manual_seed(request.seed % 2**63)
-        return Answer(
+        answer = Answer(
             prompt,
             request.temperature,
             request.top_p,
@@ -140,6 +155,8 @@ class Generator:
             text=TextStream(self.tokenizer, self._before(prompt), request.stop),
             loop=loop,
         )
+        answer.go_on(request.written, self.ends)
+        return answer
 
     def _before(self, prompt: list[int]) -> list[int]:
         """What the answer goes on from."""
