@@ -54,7 +54,7 @@ class EchoEngine:
                 await asyncio.Event().wait()
             if words[0] == "!slow":
                 words = ["slow"] * 1000
-            for index, word in enumerate(words[:limit]):
+            for index, word in list(enumerate(words[:limit]))[len(request.written) :]:
                 if words[0] == "!broken" and index:
                     raise RuntimeError("secret of the house")
                 if words[0] == "!bug":
@@ -62,7 +62,7 @@ class EchoEngine:
                 last = index == min(len(words), limit) - 1
                 reason = ("length" if len(words) > limit else "stop") if last else None
                 await asyncio.sleep(0.02 if word == "slow" else 0)
-                yield Delta(word if last else f"{word} ", 1, len(text.split()), reason)  # type: ignore[arg-type]
+                yield Delta(word if last else f"{word} ", 1, len(text.split()), reason, (index,))  # type: ignore[arg-type]
         finally:
             self.closed += text.split()[0] not in ("!count", "!pid")
 

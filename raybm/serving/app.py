@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving.failover import Failover
 from raybm.serving.gateway import Gateway, create_app
 from raybm.serving.logs import log_with_serve
 from raybm.serving.replica import Answer, Replica, load
@@ -71,7 +72,7 @@ class Ingress:
         log_with_serve()
         self._sleepers = sleepers
         self._status: asyncio.Task[Any] | None = None
-        models = {name: Remote(handle) for name, handle in handles.items()}
+        models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
         self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TypeVar
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -18,12 +18,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
-from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.engines.protocol import Delta
 from raybm.serving import openai, statuses
 from raybm.serving.auth import Keys
+from raybm.serving.failover import Model
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
-from raybm.serving.replica import Answer
 from raybm.serving.sse import Events, events
 from raybm.serving.together import all_of, merged
 from raybm.spec.serve import GatewaySpec
@@ -32,15 +32,6 @@ logger = logging.getLogger(__name__)
 PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
 LOGGED_PATH = 200  # characters
 W = TypeVar("W", bound=openai.Wire)
-
-
-class Model(Protocol):
-    """One model, wherever its replicas are."""
-
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]: ...
-    async def complete(self, request: GenerateRequest) -> Answer: ...
-    async def embed(self, texts: Sequence[str]) -> Embeddings: ...
-    async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
 
 
 Missing = Callable[[], Awaitable[dict[str, str]]]

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from grpc.aio import AioRpcError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -37,6 +38,9 @@ CLIENT_LEFT = 499  # nginx's number for a client that left before the answer; no
 _BUSY = "the model has no room for another request now. Try again."
 _GONE = "the replica that worked on this went away. Try again."
 
+LOST = (RayActorError, ReplicaUnavailableError, NodeDiedError, WorkerCrashedError, ObjectLostError, AioRpcError)
+"""The replica went away, or the way to it; another may answer. Errors that an engine raises are none of these."""
+
 # The first class that an error is an instance of decides. What is not here is a 500 that tells nothing of our insides.
 TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (Unauthenticated, Status(401, "authentication_error", "invalid_api_key")),
@@ -48,8 +52,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (Overloaded, Status(503, "server_error", "overloaded", None, 1)),
     (BackPressureError, Status(503, "server_error", "overloaded", _BUSY, 1)),
     (DeploymentUnavailableError, Status(503, "server_error", "model_unavailable", "the model is not running.", 10)),
-    (RayActorError, Status(503, "server_error", "replica_lost", _GONE, 1)),
-    (ReplicaUnavailableError, Status(503, "server_error", "replica_lost", _GONE, 1)),
+    *((kind, Status(503, "server_error", "replica_lost", _GONE, 1)) for kind in LOST),
     (ClientDisconnect, Status(CLIENT_LEFT, "invalid_request_error", "client_left", "the client left.")),
     (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
     (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come within gateway.request_timeout_s.")),
