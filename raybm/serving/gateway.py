@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
 from raybm.engines.protocol import Delta
 from raybm.serving import openai, statuses
+from raybm.serving.admission import Queue
 from raybm.serving.auth import Keys
 from raybm.serving.failover import Model
 from raybm.serving.limits import Limits
@@ -39,20 +40,26 @@ Missing = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Gateway:
-    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing) -> None:
+    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing, queues: Mapping[str, Queue] | None = None) -> None:
         self.spec, self.models, self.missing = spec, models, missing
+        self.queues = queues or {}
         self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics()
         self.started = int(time.time())
 
     async def answer(self, request: Request, wire: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
-        request.state.deadline = asyncio.get_running_loop().time() + self.spec.request_timeout_s
+        now = asyncio.get_running_loop().time
         try:
+            self.admit(request)
+            request.state.timeout_s = self.limits.timeout_s(request)
+            request.state.deadline = now() + request.state.timeout_s
             async with asyncio.timeout_at(request.state.deadline):
-                self.admit(request)
                 query = wire.read(await self.limits.body(request))
                 self.limits.inputs(query.inputs())
                 model = self.choose(query.model)
                 request.state.model = query.model
+                if queue := self.queues.get(query.model):
+                    queue.enter(request.state.deadline - now())
+                    request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
             return statuses.response(error)
@@ -78,7 +85,7 @@ class Gateway:
     async def stream(self, request: Request, model: Model, query: openai.Generation) -> Response:
         deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
-        return Events(events(query, first, deltas), source=deltas)
+        return Events(events(query, first, deltas), deltas, request.state.deadline)
 
     async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
@@ -91,7 +98,7 @@ class Gateway:
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
-                    raise DeadlineExceeded(f"the answer was not complete within {self.spec.request_timeout_s:g} s.") from None
+                    raise DeadlineExceeded(f"the answer was not complete within {request.state.timeout_s:g} s.") from None
                 if not pieces:
                     self.metrics.first_token(name, time.monotonic() - begun)
                 pieces, written = pieces + 1, written + delta.tokens
@@ -194,6 +201,8 @@ class Accounting:
         try:
             await self.app(scope, receive, watched)
         finally:
+            if queue := state.get("queue"):
+                queue.leave(answered=status < 400)
             seconds, model, tenant = time.monotonic() - begun, state.get("model", ""), state.get("tenant", "")
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if path not in PROBES:

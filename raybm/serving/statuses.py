@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UserError
 from raybm.serving.auth import Unauthenticated
-from raybm.serving.limits import BodyTooLarge, RateLimited
+from raybm.serving.limits import BodyTooLarge, BodyTooSlow, RateLimited, Refused
 from raybm.serving.openai import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (Unauthenticated, Status(401, "authentication_error", "invalid_api_key")),
     (RateLimited, Status(429, "rate_limit_error", "rate_limit_exceeded")),
     (BodyTooLarge, Status(413, "invalid_request_error", "body_too_large")),
+    (BodyTooSlow, Status(408, "invalid_request_error", "body_too_slow")),
     (NotFound, Status(404, "invalid_request_error", "model_not_found")),
     (Unsupported, Status(400, "invalid_request_error", "unsupported_by_model")),
     (UserError, Status(400, "invalid_request_error", "invalid_request")),
@@ -55,7 +56,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     *((kind, Status(503, "server_error", "replica_lost", _GONE, 1)) for kind in LOST),
     (ClientDisconnect, Status(CLIENT_LEFT, "invalid_request_error", "client_left", "the client left.")),
     (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
-    (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come within gateway.request_timeout_s.")),
+    (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come before the request's deadline.")),
 )
 _INTERNAL = Status(500, "server_error", "internal_error", "something broke on the server; its log says what.")
 
@@ -86,7 +87,7 @@ def response(error: BaseException) -> JSONResponse:
     error = cause(error)
     found = status(error)
     headers = {}
-    wait_s = error.retry_after_s if isinstance(error, RateLimited) else found.retry_after_s
+    wait_s = error.retry_after_s if isinstance(error, Refused) else found.retry_after_s
     if wait_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if found.http == 401:
