@@ -10,9 +10,10 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving.gateway import Model
 from raybm.serving.replica import Answer
 from raybm.serving.statuses import LOST
 
@@ -22,15 +23,6 @@ T = TypeVar("T")
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Before each new try. Serve itself waits for a replica where there is none, so these are for the moment in which it does not know yet.
 A request that loses one replica more without a token in between is taken for what kills them, and is given up."""
-
-
-class Model(Protocol):
-    """One model, wherever its replicas are."""
-
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]: ...
-    async def complete(self, request: GenerateRequest) -> Answer: ...
-    async def embed(self, texts: Sequence[str]) -> Embeddings: ...
-    async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
 
 
 class Failover:

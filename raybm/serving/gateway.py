@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
-from raybm.engines.protocol import Delta
-from raybm.serving import openai, statuses
+from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving import openai, resume, statuses
 from raybm.serving.admission import Queue
 from raybm.serving.auth import Keys
-from raybm.serving.failover import Model
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
+from raybm.serving.replica import Answer
 from raybm.serving.sse import Events, events
 from raybm.serving.together import all_of, merged
 from raybm.spec.serve import GatewaySpec
@@ -32,7 +34,17 @@ from raybm.spec.serve import GatewaySpec
 logger = logging.getLogger(__name__)
 PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
 LOGGED_PATH = 200  # characters
+LOGGED_ID = re.compile("[!-~]{1,128}")  # what has spaces or line ends could forge a line
 W = TypeVar("W", bound=openai.Wire)
+
+
+class Model(Protocol):
+    """One model, wherever its replicas are."""
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]: ...
+    async def complete(self, request: GenerateRequest) -> Answer: ...
+    async def embed(self, texts: Sequence[str]) -> Embeddings: ...
+    async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
 
 
 Missing = Callable[[], Awaitable[dict[str, str]]]
@@ -65,6 +77,7 @@ class Gateway:
             return statuses.response(error)
 
     def admit(self, request: Request) -> None:
+        self.limits.headers(request)
         request.state.tenant = self.keys.tenant(request.headers.get("authorization"))
         self.limits.admit(request.state.tenant)
 
@@ -83,9 +96,11 @@ class Gateway:
         return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": openai.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: openai.Generation) -> Response:
-        deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
+        seen = resume.events_seen(request)
+        requests = query.requests() if seen is None else resume.repeatable(query.requests(), request)
+        deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in requests])
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
-        return Events(events(query, first, deltas), deltas, request.state.deadline)
+        return Events(resume.behind(events(query, first, deltas), seen or 0), deltas, request.state.deadline)
 
     async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
@@ -208,5 +223,7 @@ class Accounting:
             if path not in PROBES:
                 self.metrics.request(model, tenant, status, seconds)
                 asked = quote(path, errors="replace")[:LOGGED_PATH]  # a decoded path may hold line ends
-                line = "%s %s model=%s tenant=%s status=%d ms=%.1f"
-                logger.info(line, scope["method"], asked, model or "-", tenant or "-", status, seconds * 1000)
+                named = Headers(scope=scope).get("x-request-id", "")  # the client's; or Serve's, which puts either on the answer
+                line = "%s %s model=%s tenant=%s status=%d ms=%.1f request=%s"
+                name = named if LOGGED_ID.fullmatch(named) else "-"
+                logger.info(line, scope["method"], asked, model or "-", tenant or "-", status, seconds * 1000, name)

@@ -1,4 +1,4 @@
-"""How much: bytes of a body and seconds until it is here, requests a minute of a tenant, inputs of a request, seconds for its answer.
+"""How much: bytes of headers and of a body, seconds until that is here and until its answer, requests a minute of a tenant, inputs.
 
 The windows live in the memory of one gateway replica. With `gateway.replicas: n` a tenant may get up to n times its
 `requests_per_minute`, and a restarted gateway starts counting anew.
@@ -17,12 +17,17 @@ from raybm.core.errors import Overloaded, UserError
 from raybm.spec.serve import GatewaySpec
 
 WINDOW_S = 60.0
+HEADER_BYTES = 64_000
 BODY_S = 30.0  # a million bytes at 33 kB/s
 TIMEOUT_HEADER = "x-request-timeout"
 
 
 class BodyTooLarge(UserError):
     """The body has more bytes than `gateway.max_body_bytes` (413)."""
+
+
+class HeadersTooLarge(UserError):
+    """Headers, path and query have more than HEADER_BYTES (431)."""
 
 
 class BodyTooSlow(UserError):
@@ -59,6 +64,12 @@ class Limits:
             wait_s = seen[0] + WINDOW_S - now
             raise RateLimited(f"{allowed} requests a minute are allowed.", remedy=f"Try again in {wait_s:.0f} s.", retry_after_s=wait_s)
         seen.append(now)
+
+    def headers(self, request: Request) -> None:
+        """Raises HeadersTooLarge. Serve's proxy lets megabytes through."""
+        sizes = [len(name) + len(value) for name, value in request.headers.raw]
+        if sum(sizes) + len(request.scope["path"]) + len(request.scope["query_string"]) > HEADER_BYTES:
+            raise HeadersTooLarge(f"the headers have more than {HEADER_BYTES} bytes.", remedy="Send fewer.")
 
     async def body(self, request: Request) -> bytes:
         """The request's body; stops reading at the limits. Raises BodyTooLarge, BodyTooSlow."""

@@ -133,6 +133,15 @@ def test_a_client_may_have_less_time_than_the_gateway_gives() -> None:
     assert ask(app, "POST", "/v1/chat/completions", json=chat("x"), headers={"x-request-timeout": "inf"}).status_code == 200
 
 
+def test_headers_are_bounded() -> None:
+    for place in (
+        {"headers": {"x-a": "a" * 64_000}},
+        {"headers": [(f"x-{n}", "a" * 100) for n in range(700)]},
+        {"params": {"a": "a" * 64_000}},
+    ):
+        refusal(ask(make_app(), "GET", "/v1/models", **place), 431, "headers_too_large")
+
+
 def test_a_body_that_trickles_in_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_S", 0.05)
 

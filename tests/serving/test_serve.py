@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.spec import load
@@ -166,6 +167,36 @@ def test_killed_replica_breaks_no_answer(fakes: str) -> None:
         assert ask(fakes, "back again").status_code == 200
         rest += lines
     assert sum("slow" in line for line in rest) == 100 and rest[-2] == "data: [DONE]"
+
+
+def test_stream_of_a_killed_gateway_is_come_back_for(fakes: str) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True, "max_tokens": 100}
+    events: list[str] = []
+
+    def read() -> bool:
+        """Whether the stream was complete."""
+        headers = {"x-request-id": "job-1", "Last-Event-ID": str(len(events))}
+        with httpx.stream("POST", f"{fakes}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
+            if response.status_code != 200:
+                return False
+            assert response.headers["x-request-id"] == "job-1"
+            for line in response.iter_lines():
+                if line:
+                    events.append(line)
+                if len(events) == 10 and not killed:
+                    killed.append(gateway_process())
+                    os.kill(killed[0], signal.SIGKILL)
+        return events[-1] == "data: [DONE]"
+
+    killed: list[int] = []
+    wait(read)
+    assert killed and len(events) == 101 and all("slow" in event for event in events[:100])
+    assert httpx.get(f"{fakes}/v1/models").headers["x-request-id"]
+
+
+def gateway_process() -> int:
+    details = _get_global_client().get_serve_details()
+    return int(details["applications"]["fakes"]["deployments"]["gateway"]["replicas"][0]["pid"])
 
 
 def test_model_that_cannot_start_says_why(minilm: Endpoint, tmp_path: Path) -> None:
