@@ -12,6 +12,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ray.serve.exceptions import BackPressureError
+
+from raybm.core.errors import Overloaded
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
 from raybm.serving.gateway import Model
 from raybm.serving.replica import Answer
@@ -23,6 +26,7 @@ T = TypeVar("T")
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Before each new try. Serve itself waits for a replica where there is none, so these are for the moment in which it does not know yet.
 A request that loses one replica more without a token in between is taken for what kills them, and is given up."""
+FULL = (BackPressureError, Overloaded)
 
 
 class Failover:
@@ -35,23 +39,23 @@ class Failover:
         self._model, self._pauses_s = model, pauses_s
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        request, written, losses = _drawn(request), list(request.written), 0
+        request, written, tries = _drawn(request), list(request.written), Tries(self._pauses_s)
         known = True  # all tokens so far; an engine need not tell its ids, and then its answers cannot be gone on with
         while True:
             source = self._model.generate(replace(request, written=tuple(written)))
             try:
                 async for delta in source:
                     written += delta.ids
-                    known, losses = known and len(delta.ids) == delta.tokens, 0
+                    known = known and len(delta.ids) == delta.tokens
+                    tries.losses = 0
                     yield delta
                     if delta.finish_reason:
                         return
                 return
-            except LOST as error:
+            except (*LOST, *FULL) as error:
                 if not known:
                     raise
-                await self._pause(error, losses)
-                losses += 1
+                await tries.pause(error)
             finally:
                 await source.aclose()
 
@@ -66,20 +70,33 @@ class Failover:
         return await self._again(lambda: self._model.predict(rows))
 
     async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
-        losses = 0
+        tries = Tries(self._pauses_s)
         while True:
             try:
                 return await ask()
-            except LOST as error:
-                await self._pause(error, losses)
-                losses += 1
+            except (*LOST, *FULL) as error:
+                await tries.pause(error)
 
-    async def _pause(self, error: Exception, losses: int) -> None:
+
+class Tries:
+    """Of one request."""
+
+    def __init__(self, pauses_s: Sequence[float]) -> None:
+        self.pauses_s = pauses_s
+        self.losses = 0  # of replicas since its last token
+        self.began = False
+
+    async def pause(self, error: Exception) -> None:
         """Before another try. Raises the error where there shall be none."""
-        if losses == len(self._pauses_s):
+        if isinstance(error, LOST) and self.losses < len(self.pauses_s):
+            logger.warning("a replica went away (%s); another is asked", type(error).__name__)
+            pause_s = self.pauses_s[self.losses]
+            self.losses, self.began = self.losses + 1, True
+        elif isinstance(error, FULL) and self.began:  # it had its place: only newcomers are refused where there is no room
+            pause_s = self.pauses_s[-1]
+        else:
             raise error
-        logger.warning("a replica went away (%s); another is asked", type(error).__name__)
-        await asyncio.sleep(self._pauses_s[losses])
+        await asyncio.sleep(pause_s)
 
 
 def _drawn(request: GenerateRequest) -> GenerateRequest:

@@ -10,7 +10,7 @@ import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayTaskError
-from ray.serve.exceptions import ReplicaUnavailableError
+from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 
 from raybm.core.errors import Overloaded, UserError
 from raybm.engines.protocol import Delta, GenerateRequest
@@ -106,7 +106,7 @@ def test_what_counts_as_a_death(error: Callable[[], Exception]) -> None:
     assert "".join(delta.text for delta in stream(Dying([1], error), asked())) == WORDS
 
 
-@pytest.mark.parametrize("error", [UserError("no."), Overloaded("full."), RuntimeError("a bug")])
+@pytest.mark.parametrize("error", [UserError("no."), Overloaded("full."), BackPressureError(1, 1), RuntimeError("a bug")])
 def test_other_errors_are_not_tried_again(error: Exception) -> None:
     model = Dying([1], lambda: error)
     with pytest.raises(type(error)):
@@ -121,6 +121,17 @@ def test_a_request_that_kills_every_replica_is_given_up() -> None:
         with pytest.raises(ActorDiedError):
             answer(model)
         assert len(model.asked) == len(PAUSES_S) + 1
+
+
+@pytest.mark.parametrize("full", [BackPressureError(1, 1), Overloaded("no room.")])
+def test_whoever_lost_a_replica_waits_for_room_on_another(full: Exception) -> None:
+    def errors() -> Callable[[], Exception]:
+        coming = iter([ActorDiedError(), *[full] * 50])
+        return lambda: next(coming)
+
+    assert stream(Dying([2, *[0] * 50], errors()), asked()) == undisturbed()
+    model = Dying([0] * 51, errors())
+    assert asyncio.run(Failover(model, NO_PAUSES).complete(asked())).text == WORDS
 
 
 def test_an_engine_that_tells_no_ids_is_not_made_to_repeat_itself() -> None:
