@@ -14,6 +14,8 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.serving.admission import Queue, size
+from raybm.serving.failover import Failover
 from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
 from raybm.serving.replica import Replica, load
@@ -32,7 +34,8 @@ def build(args: dict[str, Any]) -> Application:
 def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Application:
     """The gateway bound to one deployment a model; `loaders` build the models' engines in their replicas."""
     models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models}
-    room = sum(model.autoscaling.max_replicas * model.max_ongoing_requests + model.max_queued_requests for model in spec.models)
+    sizes = {model.name: size(model, spec.gateway) for model in spec.models}
+    room = sum(room for _, room in sizes.values())
     gateway = serve.deployment(Ingress).options(
         name=GATEWAY_NAME,
         num_replicas=spec.gateway.replicas,
@@ -42,7 +45,7 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
     sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    return gateway.bind(spec.gateway.canonical(), models, sleepers)
+    return gateway.bind(spec.gateway.canonical(), models, sleepers, sizes)
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -78,12 +81,15 @@ def _placement(model: ServedModel) -> dict[str, Any]:
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...]) -> None:
+    def __init__(
+        self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...], sizes: dict[str, tuple[int, int]]
+    ) -> None:
         log_with_serve()
         self._sleepers = sleepers
         self._status: asyncio.Task[Any] | None = None
-        models = {name: Remote(handle) for name, handle in handles.items()}
-        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
+        models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
+        queues = {name: Queue(places, room) for name, (places, room) in sizes.items()}
+        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing, queues)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._gateway)

@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from raybm.core.errors import DeadlineExceeded, NotFound
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
-from raybm.serving import statuses, wire
+from raybm.serving import resume, statuses, wire
+from raybm.serving.admission import Queue
 from raybm.serving.auth import Keys
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
@@ -42,25 +43,32 @@ Missing = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Gateway:
-    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing) -> None:
+    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing, queues: Mapping[str, Queue] | None = None) -> None:
         self.spec, self.models, self.missing = spec, models, missing
+        self.queues = queues or {}
         self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics()
         self.started = int(time.time())
 
     async def answer(self, request: Request, kind: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
-        request.state.deadline = asyncio.get_running_loop().time() + self.spec.request_timeout_s
+        now = asyncio.get_running_loop().time
         try:
+            self.admit(request)
+            request.state.timeout_s = self.limits.timeout_s(request)
+            request.state.deadline = now() + request.state.timeout_s
             async with asyncio.timeout_at(request.state.deadline):
-                self.admit(request)
                 query = kind.read(await self.limits.body(request))
                 self.limits.inputs(query.inputs())
                 model = self.choose(query.model)
                 request.state.model = query.model
+                if queue := self.queues.get(query.model):
+                    queue.enter(request.state.deadline - now())
+                    request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
             return statuses.response(error)
 
     def admit(self, request: Request) -> None:
+        self.limits.headers(request)
         request.state.tenant = self.keys.tenant(request.headers.get("authorization"))
         self.limits.admit(request.state.tenant)
 
@@ -79,12 +87,16 @@ class Gateway:
         return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: wire.Generation) -> Response:
-        deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
+        seen = resume.events_seen(request)
+        requests = query.requests() if seen is None else resume.repeatable(query.requests(), request)
+        sources = [self._deltas(request, query.model, model.generate(one), place == 0) for place, one in enumerate(requests)]
+        deltas = merged(sources)
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
-        return Events(events(query, first, deltas), source=deltas)
+        return Events(resume.behind(events(query, first, deltas), seen or 0), deltas, request.state.deadline)
 
-    async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
-        """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
+    async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta], first: bool) -> AsyncGenerator[Delta]:
+        """The model's pieces, each before the deadline; counts them, and the prompt for the `first` choice; closes the generation however
+        this ends."""
         begun, pieces, written, delta = time.monotonic(), 0, 0, None
         try:
             while True:
@@ -94,14 +106,14 @@ class Gateway:
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
-                    raise DeadlineExceeded(f"the answer was not complete within {self.spec.request_timeout_s:g} s.") from None
+                    raise DeadlineExceeded(f"the answer was not complete within {request.state.timeout_s:g} s.") from None
                 if not pieces:
                     self.metrics.first_token(name, time.monotonic() - begun)
                 pieces, written = pieces + 1, written + delta.tokens
                 yield delta
         finally:
             if delta is not None:
-                self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens, written)
+                self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens if first else 0, written)
             await source.aclose()
 
     async def embed(self, request: Request, model: Model, query: wire.Embed | wire.Compare) -> Response:

@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.spec import load
@@ -155,16 +156,47 @@ def test_full_queue_is_503_with_retry_after(fakes: str) -> None:
     assert all(r.headers["retry-after"] == "1" and r.json()["error"]["code"] == "overloaded" for r in refused)
 
 
-def test_killed_replica_ends_the_stream_with_an_error_and_comes_back(fakes: str) -> None:
+def test_killed_replica_breaks_no_answer(fakes: str) -> None:
+    """The only replica of a fake; whoever asks meanwhile waits for the next one."""
     pid = int(ask(fakes, "!pid").json()["choices"][0]["message"]["content"])
-    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True}
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True, "max_tokens": 100}
     with httpx.stream("POST", f"{fakes}/v1/chat/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
-        next(lines)
+        rest = [next(lines)]
         os.kill(pid, signal.SIGKILL)
-        rest = "".join(lines)
-    assert "replica_lost" in rest and "[DONE]" not in rest
-    wait(lambda: ask(fakes, "back again").status_code == 200)
+        assert ask(fakes, "back again").status_code == 200
+        rest += lines
+    assert sum("slow" in line for line in rest) == 100 and rest[-2] == "data: [DONE]"
+
+
+def test_stream_of_a_killed_gateway_is_come_back_for(fakes: str) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True, "max_tokens": 100}
+    events: list[str] = []
+
+    def read() -> bool:
+        """Whether the stream was complete."""
+        headers = {"x-request-id": "job-1", "Last-Event-ID": str(len(events))}
+        with httpx.stream("POST", f"{fakes}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
+            if response.status_code != 200:
+                return False
+            assert response.headers["x-request-id"] == "job-1"
+            for line in response.iter_lines():
+                if line:
+                    events.append(line)
+                if len(events) == 10 and not killed:
+                    killed.append(gateway_process())
+                    os.kill(killed[0], signal.SIGKILL)
+        return events[-1] == "data: [DONE]"
+
+    killed: list[int] = []
+    wait(read)
+    assert killed and len(events) == 101 and all("slow" in event for event in events[:100])
+    assert httpx.get(f"{fakes}/v1/models").headers["x-request-id"]
+
+
+def gateway_process() -> int:
+    details = _get_global_client().get_serve_details()
+    return int(details["applications"]["fakes"]["deployments"]["gateway"]["replicas"][0]["pid"])
 
 
 def test_model_that_cannot_start_says_why(minilm: Endpoint, tmp_path: Path) -> None:

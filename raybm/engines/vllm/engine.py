@@ -182,7 +182,7 @@ class _Answer:
                 text, calls = text + rest, calls + last
             if finish == "stop" and self.calls.found:
                 finish = "tool_calls"
-        return Delta(text, len(piece.token_ids), self.prompt_tokens, finish, tuple(self._likely(piece)), calls)
+        return Delta(text, len(piece.token_ids), self.prompt_tokens, finish, logprobs=tuple(self._likely(piece)), calls=calls)
 
     def _likely(self, piece: Any) -> list[Chosen]:
         made = []
