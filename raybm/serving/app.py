@@ -14,9 +14,13 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving.coldstart import load
 from raybm.serving.gateway import Gateway, create_app
 from raybm.serving.logs import log_with_serve
-from raybm.serving.replica import Answer, Replica, load
+from raybm.serving.metrics import version
+from raybm.serving.replica import Answer, Replica
+from raybm.serving.tracing import Traced, tracer
+from raybm.serving.watch import Origin
 from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
@@ -41,7 +45,7 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
     sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    return gateway.bind(spec.gateway.canonical(), models, sleepers)
+    return gateway.bind(spec.gateway.canonical(), models, sleepers, {model.name: version(model.ref) for model in spec.models})
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -60,22 +64,24 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(model.name, loader, model.engine.max_batch, model.engine.batch_wait_ms)
+    return deployment.bind(model.name, loader, model.engine.max_batch, model.engine.batch_wait_ms, version(model.ref))
 
 
 @serve.ingress()
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...]) -> None:
+    def __init__(
+        self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...], versions: dict[str, str]
+    ) -> None:
         log_with_serve()
         self._sleepers = sleepers
         self._status: asyncio.Task[Any] | None = None
         models = {name: Remote(handle) for name, handle in handles.items()}
-        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
+        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing, versions=versions)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._gateway)
+        return Traced(create_app(self._gateway), tracer("raybm-gateway"))
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
@@ -97,7 +103,7 @@ class Remote:
         self._unary, self._streaming = handle, handle.options(stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        response = self._streaming.stream.remote(request)
+        response = self._streaming.stream.remote(request, Origin())
         try:
             async for item in response:
                 if isinstance(item, RaybmError):
@@ -119,7 +125,7 @@ class Remote:
         return result
 
     async def _call(self, method: str, argument: Any) -> Any:
-        response = self._unary.call.remote(method, argument)
+        response = self._unary.call.remote(method, argument, Origin())
         try:
             result = await response
         except asyncio.CancelledError:

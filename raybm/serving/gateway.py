@@ -29,7 +29,7 @@ from raybm.serving.together import all_of, merged
 from raybm.spec.serve import GatewaySpec
 
 logger = logging.getLogger(__name__)
-PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
+PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: not worth a line
 LOGGED_PATH = 200  # characters
 W = TypeVar("W", bound=openai.Wire)
 
@@ -48,9 +48,12 @@ Missing = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Gateway:
-    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing) -> None:
+    def __init__(
+        self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing, *, versions: Mapping[str, str] | None = None
+    ) -> None:
+        """`versions`: of models, for the metrics."""
         self.spec, self.models, self.missing = spec, models, missing
-        self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics()
+        self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics(versions)
         self.started = int(time.time())
 
     async def answer(self, request: Request, wire: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
@@ -64,7 +67,12 @@ class Gateway:
                 request.state.model = query.model
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
+            self._count(request, error)
             return statuses.response(error)
+
+    def _count(self, request: Request, error: Exception) -> None:
+        model, tenant = (getattr(request.state, name, "") for name in ("model", "tenant"))
+        self.metrics.error(model, tenant, statuses.status(statuses.cause(error)).code)
 
     def admit(self, request: Request) -> None:
         request.state.tenant = self.keys.tenant(request.headers.get("authorization"))
@@ -87,11 +95,12 @@ class Gateway:
     async def stream(self, request: Request, model: Model, query: openai.Generation) -> Response:
         deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
+        request.state.begun = True
         return Events(events(query, first, deltas), source=deltas)
 
     async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
-        begun, pieces, written, delta = time.monotonic(), 0, 0, None
+        last, written, delta = time.monotonic(), 0, None
         try:
             while True:
                 try:
@@ -101,10 +110,17 @@ class Gateway:
                     return
                 except TimeoutError:
                     raise DeadlineExceeded(f"the answer was not complete within {self.spec.request_timeout_s:g} s.") from None
-                if not pieces:
-                    self.metrics.first_token(name, time.monotonic() - begun)
-                pieces, written = pieces + 1, written + delta.tokens
+                now = time.monotonic()
+                if not written:
+                    self.metrics.first_token(name, now - last)
+                else:
+                    self.metrics.next_tokens(name, now - last, delta.tokens)
+                last, written = now, written + delta.tokens
                 yield delta
+        except Exception as error:
+            if getattr(request.state, "begun", False):  # told in the stream; `answer` counts the others
+                self._count(request, error)
+            raise
         finally:
             if delta is not None:
                 self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens, written)
@@ -137,6 +153,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         except TimeoutError:
             missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
         return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        """What this gateway process has counted, for Prometheus."""
+        gateway.keys.tenant(request.headers.get("authorization"))
+        return gateway.metrics.page()
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
