@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving import autoscaling
 from raybm.serving.coldstart import load
 from raybm.serving.gateway import Gateway, create_app
 from raybm.serving.logs import log_with_serve
@@ -56,7 +57,11 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
     fixed = scale.min_replicas == scale.max_replicas
     deployment = serve.deployment(Replica).options(
         name=model.name,
-        **({"num_replicas": scale.max_replicas} if fixed else {"autoscaling_config": scale.canonical()}),
+        **(
+            {"num_replicas": scale.max_replicas}
+            if fixed
+            else {"autoscaling_config": autoscaling.config(scale, min(model.max_ongoing_requests, model.engine.max_batch))}
+        ),
         ray_actor_options=actor,
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,

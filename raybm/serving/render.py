@@ -11,7 +11,8 @@ from raybm.core.errors import UserError
 from raybm.core.registry import Registry
 from raybm.core.spec import parse
 from raybm.core.storage import open_storage
-from raybm.spec.serve import Autoscaling, GatewaySpec, ServeConfig, ServedModel
+from raybm.spec.autoscaling import Autoscaling
+from raybm.spec.serve import GatewaySpec, ServeConfig, ServedModel
 
 HEAD = """\
 # Ray Serve config, written by `raybm render`. `raybm deploy FILE` checks it and deploys; plain `serve deploy FILE` takes it too.
@@ -33,7 +34,10 @@ applications:
 MODEL = """\
         - name: {name}  # the `model` of a request
           ref: {ref}{comment}
-          autoscaling: {{min_replicas: {low}, max_replicas: {high}}}  # replicas; min_replicas: 0 lets it sleep
+          autoscaling:
+            min_replicas: {low}  # 0 lets it sleep
+            max_replicas: {high}
+            by: {{kind: ongoing_requests, target: {target:g}}}  # or queue, tokens_in_flight, ttft
           cpus: {cpus:g}  # of each replica
           gpus: {gpus:g}
 """
@@ -55,7 +59,11 @@ def render(refs: list[str], storage: str) -> str:
             raise UserError(f"two models would be called {name!r}.", where=given, remedy="Render one and add the other by hand.")
         seen.add(name)
         fields = {"name": _scalar(name), "ref": _scalar(ref), "comment": f"  # {comment}" if comment else ""}
-        blocks.append(MODEL.format(**fields, low=scale.min_replicas, high=scale.max_replicas, cpus=default.cpus, gpus=default.gpus))
+        blocks.append(
+            MODEL.format(
+                **fields, low=scale.min_replicas, high=scale.max_replicas, target=scale.by.target, cpus=default.cpus, gpus=default.gpus
+            )
+        )
     text = HEAD.format(storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
     data, lines = yamlfile.parse(text, "render")
     parse(ServeConfig, data, "render", lines)

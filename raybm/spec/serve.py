@@ -4,36 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
 from raybm.engines import EngineSpec
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import Reference
+from raybm.spec.autoscaling import Autoscaling
 
 GATEWAY_NAME = "gateway"  # the gateway's deployment; models' deployments have the models' names
-
-
-class Autoscaling(Spec):
-    """Ray Serve's autoscaling of one model's replicas."""
-
-    min_replicas: NonNegativeInt = 1
-    """0 lets an idle model leave its node; the next request then waits for it to load."""
-    max_replicas: PositiveInt = 1
-    """Replicas at the highest load."""
-    target_ongoing_requests: PositiveFloat = 8.0
-    """Requests in one replica at which another is started."""
-    upscale_delay_s: NonNegativeFloat = 10.0
-    """How long the load must be high before replicas are added."""
-    downscale_delay_s: NonNegativeFloat = 300.0
-    """How long the load must be low before replicas are taken away."""
-
-    CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(
-            ("min_replicas", "max_replicas"),
-            lambda low, high: (f"{low} is more than max_replicas, {high}.", "Lower it or raise max_replicas.") if low > high else None,
-        ),
-    )
 
 
 class ServedModel(Spec):

@@ -37,6 +37,6 @@ def test_warm_up_that_a_model_refuses_is_no_reason_not_to_start() -> None:
     assert asyncio.run(started(Refusing))[0]
 
 
-@pytest.mark.parametrize("member", get_args(get_args(EngineSpec)[0]) or (EngineSpec,))
+@pytest.mark.parametrize("member", get_args(get_args(EngineSpec)[0]) if get_args(EngineSpec) else (EngineSpec,))
 def test_what_an_engine_imports_lies_beside_its_spec(member: Any) -> None:
     assert importlib.util.find_spec(member.__module__.removesuffix("spec") + "engine")
