@@ -11,7 +11,7 @@ from raybm.core.errors import UserError
 from raybm.core.registry import Registry
 from raybm.core.spec import parse
 from raybm.core.storage import open_storage
-from raybm.spec.autoscaling import Autoscaling
+from raybm.spec.autoscaling import Autoscaling, OngoingRequests
 from raybm.spec.serve import GatewaySpec, ServeConfig, ServedModel
 
 HEAD = """\
@@ -61,7 +61,12 @@ def render(refs: list[str], storage: str) -> str:
         fields = {"name": _scalar(name), "ref": _scalar(ref), "comment": f"  # {comment}" if comment else ""}
         blocks.append(
             MODEL.format(
-                **fields, low=scale.min_replicas, high=scale.max_replicas, target=scale.by.target, cpus=default.cpus, gpus=default.gpus
+                **fields,
+                low=scale.min_replicas,
+                high=scale.max_replicas,
+                target=OngoingRequests().target,
+                cpus=default.cpus,
+                gpus=default.gpus,
             )
         )
     text = HEAD.format(storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
