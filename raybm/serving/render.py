@@ -11,6 +11,7 @@ from raybm.core.errors import UserError
 from raybm.core.registry import Registry
 from raybm.core.spec import parse
 from raybm.core.storage import open_storage
+from raybm.serving.ingress import haproxy
 from raybm.spec.autoscaling import Autoscaling, OngoingRequests
 from raybm.spec.serve import GatewaySpec, ServeConfig, ServedModel
 
@@ -20,6 +21,7 @@ proxy_location: EveryNode
 http_options:
   host: 127.0.0.1  # only this machine; behind a load balancer 0.0.0.0, and then with api_keys
   port: 8000
+  proxy: auto  # {proxy}
 applications:
   - name: raybm
     route_prefix: /
@@ -69,7 +71,8 @@ def render(refs: list[str], storage: str) -> str:
                 gpus=default.gpus,
             )
         )
-    text = HEAD.format(storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
+    proxy = "HAProxy where `raybm deploy` starts Ray itself, since this machine has it" if haproxy() else "python: there is no HAProxy here"
+    text = HEAD.format(proxy=proxy, storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
     data, lines = yamlfile.parse(text, "render")
     parse(ServeConfig, data, "render", lines)
     return text
