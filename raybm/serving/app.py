@@ -18,6 +18,7 @@ from raybm.serving import autoscaling
 from raybm.serving.coldstart import load
 from raybm.serving.gateway import Gateway, create_app
 from raybm.serving.logs import log_with_serve
+from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.metrics import version
 from raybm.serving.replica import Answer, Replica
 from raybm.serving.tracing import Traced, tracer
@@ -80,6 +81,7 @@ class Ingress:
         self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...], versions: dict[str, str]
     ) -> None:
         log_with_serve()
+        stay_on_loopback()
         self._sleepers = sleepers
         self._status: asyncio.Task[Any] | None = None
         models = {name: Remote(handle) for name, handle in handles.items()}

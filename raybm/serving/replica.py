@@ -16,6 +16,7 @@ from raybm.core.signature import Protocol
 from raybm.engines.protocol import Delta, Embeddings, FinishReason, GenerateRequest
 from raybm.serving import coldstart, tracing
 from raybm.serving.logs import log_with_serve
+from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.watch import Origin, Watch
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Replica:
 
     async def __init__(self, name: str, load: Callable[[], Any], max_batch: int, batch_wait_ms: float, version: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
         log_with_serve()
+        stay_on_loopback()
         self.name = name
         self.watch = Watch(name, version, tracing.tracer("raybm-replica"))
         self.engine, self.parts = await coldstart.started(load)
