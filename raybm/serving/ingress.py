@@ -64,7 +64,7 @@ def chosen(http: HttpOptions, *, embedded: bool) -> Iterator[Ingress]:
             raise UserError(f"HAProxy is asked for, and {why_not}.", where="http_options.proxy", remedy="Set it to auto or python.")
         yield Ingress("python", why_not)
         return
-    with tempfile.TemporaryDirectory(prefix="raybm-haproxy-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="raybm-ha-", dir="/tmp") as folder:
         yield Ingress("haproxy", "this machine has it", _variables(Path(folder), str(haproxy())))
 
 
