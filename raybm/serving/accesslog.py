@@ -14,7 +14,7 @@ from raybm.serving import statuses
 from raybm.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-PROBES = ("/health", "/ready")  # asked every few seconds: not worth a line
+PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: not worth a line
 LOGGED_PATH = 200  # characters
 LOGGED_ID = re.compile("[!-~]{1,128}")  # what has spaces or line ends could forge a line
 

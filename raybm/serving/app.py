@@ -14,12 +14,18 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.serving import autoscaling
 from raybm.serving.admission import Queue, size
+from raybm.serving.coldstart import load
 from raybm.serving.failover import Failover
 from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
-from raybm.serving.replica import Replica, load
+from raybm.serving.loopback import stay_on_loopback
+from raybm.serving.metrics import version
+from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
+from raybm.serving.tracing import Traced, tracer
+from raybm.serving.watch import Origin
 from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
@@ -45,7 +51,8 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
     sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    return gateway.bind(spec.gateway.canonical(), models, sleepers, sizes)
+    versions = {model.name: version(model.ref) for model in spec.models}
+    return gateway.bind(spec.gateway.canonical(), models, sleepers, sizes, versions)
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -53,7 +60,11 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
     fixed = scale.min_replicas == scale.max_replicas
     deployment = serve.deployment(Replica).options(
         name=model.name,
-        **({"num_replicas": scale.max_replicas} if fixed else {"autoscaling_config": scale.canonical()}),
+        **(
+            {"num_replicas": scale.max_replicas}
+            if fixed
+            else {"autoscaling_config": autoscaling.config(scale, min(model.max_ongoing_requests, model.engine.max_batch))}
+        ),
         **_placement(model),
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
@@ -61,7 +72,7 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(model.name, loader, *model.engine.batching())
+    return deployment.bind(model.name, loader, *model.engine.batching(), version(model.ref))
 
 
 def _placement(model: ServedModel) -> dict[str, Any]:
@@ -82,17 +93,23 @@ class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
     def __init__(
-        self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...], sizes: dict[str, tuple[int, int]]
+        self,
+        spec: dict[str, Any],
+        handles: dict[str, DeploymentHandle],
+        sleepers: tuple[str, ...],
+        sizes: dict[str, tuple[int, int]],
+        versions: dict[str, str],
     ) -> None:
         log_with_serve()
+        stay_on_loopback()
         self._sleepers = sleepers
         self._status: asyncio.Task[Any] | None = None
         models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
         queues = {name: Queue(places, room) for name, (places, room) in sizes.items()}
-        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing, queues)
+        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing, queues=queues, versions=versions)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._gateway)
+        return Traced(create_app(self._gateway), tracer("raybm-gateway"))
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
@@ -114,7 +131,7 @@ class Remote:
         self._unary, self._streaming = handle, handle.options(stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        response = self._streaming.stream.remote(request)
+        response = self._streaming.stream.remote(request, Origin())
         try:
             async for item in response:
                 if isinstance(item, RaybmError):
@@ -144,7 +161,7 @@ class Remote:
         return text
 
     async def _call(self, method: str, argument: Any) -> Any:
-        response = self._unary.call.remote(method, argument)
+        response = self._unary.call.remote(method, argument, Origin())
         try:
             result = await response
         except asyncio.CancelledError:

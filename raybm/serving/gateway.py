@@ -43,10 +43,19 @@ Missing = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Gateway:
-    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing, queues: Mapping[str, Queue] | None = None) -> None:
+    def __init__(
+        self,
+        spec: GatewaySpec,
+        models: Mapping[str, Model],
+        missing: Missing,
+        *,
+        queues: Mapping[str, Queue] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        """`queues`: of models that may refuse for want of room; `versions`: of models, for the metrics."""
         self.spec, self.models, self.missing = spec, models, missing
         self.queues = queues or {}
-        self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics()
+        self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics(versions)
         self.started = int(time.time())
 
     async def answer(self, request: Request, kind: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
@@ -65,7 +74,12 @@ class Gateway:
                     request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
+            self._count(request, error)
             return statuses.response(error)
+
+    def _count(self, request: Request, error: Exception) -> None:
+        model, tenant = (getattr(request.state, name, "") for name in ("model", "tenant"))
+        self.metrics.error(model, tenant, statuses.status(statuses.cause(error)).code)
 
     def admit(self, request: Request) -> None:
         self.limits.headers(request)
@@ -92,12 +106,13 @@ class Gateway:
         sources = [self._deltas(request, query.model, model.generate(one), place == 0) for place, one in enumerate(requests)]
         deltas = merged(sources)
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
+        request.state.begun = True
         return Events(resume.behind(events(query, first, deltas), seen or 0), deltas, request.state.deadline)
 
     async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta], first: bool) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them, and the prompt for the `first` choice; closes the generation however
         this ends."""
-        begun, pieces, written, delta = time.monotonic(), 0, 0, None
+        last, written, delta = time.monotonic(), 0, None
         try:
             while True:
                 try:
@@ -107,10 +122,17 @@ class Gateway:
                     return
                 except TimeoutError:
                     raise DeadlineExceeded(f"the answer was not complete within {request.state.timeout_s:g} s.") from None
-                if not pieces:
-                    self.metrics.first_token(name, time.monotonic() - begun)
-                pieces, written = pieces + 1, written + delta.tokens
+                now = time.monotonic()
+                if not written:
+                    self.metrics.first_token(name, now - last)
+                else:
+                    self.metrics.next_tokens(name, now - last, delta.tokens)
+                last, written = now, written + delta.tokens
                 yield delta
+        except Exception as error:
+            if getattr(request.state, "begun", False):  # told in the stream; `answer` counts the others
+                self._count(request, error)
+            raise
         finally:
             if delta is not None:
                 self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens if first else 0, written)

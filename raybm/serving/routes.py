@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
@@ -70,6 +70,12 @@ def _probes(app: FastAPI, gateway: Gateway) -> None:
         except TimeoutError:
             missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
         return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=openapi.errors(401))
+    async def metrics(request: Request) -> Response:
+        """What this gateway process has counted, for Prometheus."""
+        gateway.keys.tenant(request.headers.get("authorization"))
+        return gateway.metrics.page()
 
 
 def _models(app: FastAPI, gateway: Gateway) -> None:

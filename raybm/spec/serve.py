@@ -4,37 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
 from raybm.engines import EngineSpec
 from raybm.engines.base import EngineBase
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import Reference
+from raybm.spec.autoscaling import Autoscaling
 
 GATEWAY_NAME = "gateway"  # the gateway's deployment; models' deployments have the models' names
-
-
-class Autoscaling(Spec):
-    """Ray Serve's autoscaling of one model's replicas."""
-
-    min_replicas: NonNegativeInt = 1
-    """0 lets an idle model leave its node; the next request then waits for it to load."""
-    max_replicas: PositiveInt = 1
-    """Replicas at the highest load."""
-    target_ongoing_requests: PositiveFloat = 8.0
-    """Requests in one replica at which another is started."""
-    upscale_delay_s: NonNegativeFloat = 10.0
-    """How long the load must be high before replicas are added."""
-    downscale_delay_s: NonNegativeFloat = 300.0
-    """How long the load must be low before replicas are taken away."""
-
-    CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(
-            ("min_replicas", "max_replicas"),
-            lambda low, high: (f"{low} is more than max_replicas, {high}.", "Lower it or raise max_replicas.") if low > high else None,
-        ),
-    )
 
 
 def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
@@ -166,6 +145,8 @@ class HttpOptions(Spec):
     """Serve's own deadline of a request; the gateway has one too."""
     keep_alive_timeout_s: PositiveInt = 5
     """How long an idle connection stays open."""
+    proxy: Literal["auto", "haproxy", "python"] = "auto"
+    """What listens: HAProxy, Serve's own proxy (python), or (auto) HAProxy where there is one and `raybm deploy` starts Ray itself."""
 
 
 class Application(Spec):

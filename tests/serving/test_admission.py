@@ -106,7 +106,7 @@ def test_the_size_follows_the_spec() -> None:
 def test_a_full_model_is_503_and_leaves_room_again() -> None:
     async def go() -> None:
         queue = Queue(1, 1)
-        app = create_app(Gateway(GatewaySpec(), {"chat": LocalModel(EchoEngine())}, nothing_missing, {"chat": queue}))
+        app = create_app(Gateway(GatewaySpec(), {"chat": LocalModel(EchoEngine())}, nothing_missing, queues={"chat": queue}))
         for stream in (True, False):
             running = asyncio.create_task(
                 asyncio.to_thread(ask, app, "POST", "/v1/chat/completions", json=chat("!slow", stream=stream, max_tokens=20))
