@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.serving.adapted import with_adapters
 from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
 from raybm.serving.replica import Replica, load
@@ -42,7 +43,8 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
     sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    return gateway.bind(spec.gateway.canonical(), models, sleepers)
+    adapters = {model.name: model.engine.adapter_names() for model in spec.models}
+    return gateway.bind(spec.gateway.canonical(), models, sleepers, adapters)
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -78,12 +80,18 @@ def _placement(model: ServedModel) -> dict[str, Any]:
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        handles: dict[str, DeploymentHandle],
+        sleepers: tuple[str, ...],
+        adapters: dict[str, tuple[str, ...]],
+    ) -> None:
         log_with_serve()
-        self._sleepers = sleepers
+        self._awake = tuple(name for name in handles if name not in sleepers)
         self._status: asyncio.Task[Any] | None = None
         models = {name: Remote(handle) for name, handle in handles.items()}
-        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
+        self._gateway = Gateway(GatewaySpec.parse(spec), with_adapters(models, adapters), self._missing)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._gateway)
@@ -94,11 +102,7 @@ class Ingress:
             self._status = asyncio.create_task(asyncio.to_thread(serve.status))
         status = await asyncio.wait_for(asyncio.shield(self._status), STATUS_TIMEOUT_S)
         deployments = status.applications[app].deployments
-        return {
-            name: deployments[name].status.value
-            for name in self._gateway.models
-            if name not in self._sleepers and not deployments[name].replica_states.get("RUNNING")
-        }
+        return {name: deployments[name].status.value for name in self._awake if not deployments[name].replica_states.get("RUNNING")}
 
 
 class Remote:
