@@ -41,6 +41,10 @@ class EngineBase(Spec):
         """Processes with a GPU each that answer together; above 1, a replica's GPUs are as many."""
         return 1
 
+    def adapter_names(self) -> tuple[str, ...]:
+        """Low-rank adapters that answers may be asked for through."""
+        return ()
+
 
 class LocalEngine(EngineBase):
     """An engine that answers from weights in a folder."""

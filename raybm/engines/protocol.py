@@ -32,6 +32,7 @@ class GenerateRequest:
     schema: Mapping[str, Any] | None = None  # a JSON schema that the answer must fit
     tools: Sequence[Mapping[str, Any]] = ()  # functions that the model may call: {"type": "function", "function": {"name", ...}}
     must_call: bool = False  # the answer must be a call of one of `tools`
+    adapter: str | None = None  # of the engine's adapters, the one to answer through
 
 
 @dataclass(frozen=True)

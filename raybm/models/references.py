@@ -54,6 +54,17 @@ def resolve(ref: str, storage: Storage | None = None) -> Path:
     return folder
 
 
+def resolve_adapter(ref: str) -> Path:
+    """The folder of low-rank adapters as peft saves them (adapter_config.json, adapter_model.safetensors), downloaded once where it has to
+    be. Raises NotFound."""
+    scheme, _, rest = ref.partition(":")
+    folder = _hub(ref, rest) if scheme == "hub" else Path(rest).expanduser().absolute()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise NotFound(f"there is no {name}.", where=ref, remedy="Give the folder of an adapter that peft saved.")
+    return folder
+
+
 def pinned(ref: str, storage: Storage) -> str:
     """The reference with what can move replaced by what it points to now: a registry alias by its version, a branch of the hub by its
     commit. Others as they are. Raises NotFound."""

@@ -23,6 +23,12 @@ def check_reference(ref: str) -> str:
     return ref
 
 
+def check_adapter(ref: str) -> str:
+    if check_reference(ref).partition(":")[0] not in ("hub", "file"):
+        raise ValueError("should be hub:org/name@revision or file:path")
+    return ref
+
+
 Reference = Annotated[str, AfterValidator(check_reference)]
 Side = Annotated[int, Field(ge=4, le=4096)]
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
 from raybm.serving import autoscaling
+from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
 from raybm.serving.coldstart import load
 from raybm.serving.failover import Failover
@@ -40,8 +41,7 @@ def build(args: dict[str, Any]) -> Application:
 def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Application:
     """The gateway bound to one deployment a model; `loaders` build the models' engines in their replicas."""
     models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models}
-    sizes = {model.name: size(model, spec.gateway) for model in spec.models}
-    room = sum(room for _, room in sizes.values())
+    room = sum(size(model, spec.gateway)[1] for model in spec.models)
     gateway = serve.deployment(Ingress).options(
         name=GATEWAY_NAME,
         num_replicas=spec.gateway.replicas,
@@ -50,9 +50,7 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         graceful_shutdown_timeout_s=spec.gateway.request_timeout_s,
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
-    sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    versions = {model.name: version(model.ref) for model in spec.models}
-    return gateway.bind(spec.gateway.canonical(), models, sleepers, sizes, versions)
+    return gateway.bind(spec.canonical(), models)
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -92,21 +90,21 @@ def _placement(model: ServedModel) -> dict[str, Any]:
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        handles: dict[str, DeploymentHandle],
-        sleepers: tuple[str, ...],
-        sizes: dict[str, tuple[int, int]],
-        versions: dict[str, str],
-    ) -> None:
+    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
         log_with_serve()
         stay_on_loopback()
-        self._sleepers = sleepers
+        serving = ServeSpec.parse(spec)
+        self._awake = tuple(model.name for model in serving.models if model.autoscaling.min_replicas)
         self._status: asyncio.Task[Any] | None = None
         models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
-        queues = {name: Queue(places, room) for name, (places, room) in sizes.items()}
-        self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing, queues=queues, versions=versions)
+        adapters = {model.name: model.engine.adapter_names() for model in serving.models}
+        self._gateway = Gateway(
+            serving.gateway,
+            with_adapters(models, adapters),
+            self._missing,
+            queues={model.name: Queue(*size(model, serving.gateway)) for model in serving.models},
+            versions={model.name: version(model.ref) for model in serving.models},
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return Traced(create_app(self._gateway), tracer("raybm-gateway"))
@@ -117,11 +115,7 @@ class Ingress:
             self._status = asyncio.create_task(asyncio.to_thread(serve.status))
         status = await asyncio.wait_for(asyncio.shield(self._status), STATUS_TIMEOUT_S)
         deployments = status.applications[app].deployments
-        return {
-            name: deployments[name].status.value
-            for name in self._gateway.models
-            if name not in self._sleepers and not deployments[name].replica_states.get("RUNNING")
-        }
+        return {name: deployments[name].status.value for name in self._awake if not deployments[name].replica_states.get("RUNNING")}
 
 
 class Remote:

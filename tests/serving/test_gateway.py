@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError
 
 from raybm.core.errors import Unsupported
 from raybm.engines.protocol import Delta, ToolCall
+from raybm.serving.adapted import with_adapters
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
@@ -440,3 +441,19 @@ def test_official_client() -> None:
                 _ = [event async for event in broken]
 
     asyncio.run(go())
+
+
+def test_a_model_through_its_adapters() -> None:
+    class Named(EchoEngine):
+        async def generate(self, request: Any) -> Any:
+            yield Delta(str(request.adapter), 1, 1, "stop")
+
+    models = with_adapters({"chat": LocalModel(Named()), "other": LocalModel(EchoEngine())}, {"chat": ("legal", "medical"), "other": ()})
+    app = make_app(models=models)
+    assert [model["id"] for model in ask(app, "GET", "/v1/models").json()["data"]] == ["chat", "chat:legal", "chat:medical", "other"]
+    for name, said in (("chat", "None"), ("chat:legal", "legal")):
+        answer = ask(app, "POST", "/v1/chat/completions", json={**chat("x"), "model": name}).json()
+        assert answer["choices"][0]["message"]["content"] == said and answer["model"] == name
+        streamed = ask(app, "POST", "/v1/chat/completions", json={**chat("x", stream=True), "model": name})
+        assert chunks(streamed)[0]["choices"][0]["delta"]["content"] == said
+    refusal(ask(app, "POST", "/v1/chat/completions", json={**chat("x"), "model": "other:legal"}), 404, "model_not_found")

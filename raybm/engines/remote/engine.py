@@ -174,7 +174,11 @@ def check(spec: Remote, say: Callable[[str], None]) -> None:
 
 
 def _client(spec: Remote, key: str | None) -> httpx2.AsyncClient:
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)  # the served model's max_ongoing_requests bounds them
+    limits = httpx2.Limits(
+        max_connections=None,  # the served model's max_ongoing_requests bounds them
+        max_keepalive_connections=64,
+        keepalive_expiry=2.0,  # before the other side, often after 5 s, closes one just as it is taken again
+    )
     return httpx2.AsyncClient(base_url=spec.url, headers=_headers(key), timeout=_timeout(spec), limits=limits)
 
 

@@ -22,6 +22,7 @@ from raybm.engines.protocol import Chosen, Delta, Engine, FinishReason, Generate
 from raybm.engines.tokens import as_text, as_tokens
 from raybm.engines.vllm.spec import Vllm
 from raybm.engines.vocabulary import Vocabulary
+from raybm.models.references import resolve_adapter
 from raybm.models.signature import infer_signature
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class VllmEngine:
 
     def __init__(self, spec: Vllm, folder: Path, signature: Signature) -> None:
         self._loop = Loop("vllm")
-        self._closed = False
+        self._closed, self._adapters = False, spec.adapters
         try:
             self._llm = self._loop.run(_start(spec, folder), START_TIMEOUT_S)
         except Exception as error:
@@ -65,8 +66,9 @@ class VllmEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         self.check()
         ids, sampling, answer = await asyncio.to_thread(self._asked, request)
+        adapter = None if request.adapter is None else await asyncio.to_thread(self._adapter, request.adapter)
         number = uuid.uuid4().hex
-        outputs = self._loop.stream(lambda: self._llm.generate({"prompt_token_ids": ids}, sampling, number))
+        outputs = self._loop.stream(lambda: self._llm.generate({"prompt_token_ids": ids}, sampling, number, lora_request=adapter))
         try:
             async for output in outputs:
                 yield answer.delta(output)
@@ -106,6 +108,13 @@ class VllmEngine:
             self._closed = True
             self._loop.close()
             self._llm.shutdown()
+
+    def _adapter(self, name: str) -> Any:
+        """Fetched when it is first asked for; vLLM loads it and lets go of those that were not asked for lately."""
+        from vllm.lora.request import LoRARequest
+
+        number = list(self._adapters).index(name) + 1
+        return LoRARequest(name, number, str(resolve_adapter(self._adapters[name])))
 
     def _asked(self, request: GenerateRequest) -> tuple[list[int], Any, _Answer]:
         """In a thread: a long prompt takes its time."""
@@ -156,6 +165,8 @@ async def _start(spec: Vllm, folder: Path) -> Any:
         "enforce_eager": not (on_gpu if spec.compile is None else spec.compile),
         "disable_log_stats": True,
     }
+    if spec.adapters:
+        args |= {"enable_lora": True, "max_loras": spec.adapters_at_once, "max_lora_rank": spec.adapter_rank}
     if spec.workers() > 1:
         args["distributed_executor_backend"] = "ray"  # in the placement group of this replica
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**args | spec.engine_args))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue, PositiveInt
+from pydantic import AfterValidator, Field, JsonValue, PositiveInt
 
 from raybm.core.spec import Check
 from raybm.engines.base import LocalEngine
+from raybm.models.spec import check_adapter
 
 if TYPE_CHECKING:
     from raybm.engines.protocol import Engine
 
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 OWN = {  # vLLM's names of what has a key here, or is decided here
     "model": "ref",
     "dtype": "precision",
@@ -25,6 +27,9 @@ OWN = {  # vLLM's names of what has a key here, or is decided here
     "enable_prefix_caching": "prefix_cache",
     "quantization": "quantization",
     "enforce_eager": "compile",
+    "enable_lora": "adapters",
+    "max_loras": "adapters_at_once",
+    "max_lora_rank": "adapter_rank",
 }
 
 
@@ -53,6 +58,13 @@ class Vllm(LocalEngine):
     """Keep what was computed for beginnings of prompts, for the next ones that begin alike."""
     compile: bool | None = None
     """Compile the model at the start, which takes minutes. Default: on GPUs."""
+    adapters: dict[AdapterName, Annotated[str, AfterValidator(check_adapter)]] = {}
+    """Low-rank adapters (peft's folders) by name: file: or hub: references. NAME:ADAPTER is the `model` of a request for one; it is
+    fetched when it is first asked for."""
+    adapters_at_once: PositiveInt = 4
+    """Different adapters computed together; requests for others wait."""
+    adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """The highest rank among the adapters."""
     engine_args: dict[str, JsonValue] = {}
     """Anything else, as vLLM's AsyncEngineArgs name it, such as {speculative_config: {...}}: passed through unseen."""
 
@@ -68,6 +80,9 @@ class Vllm(LocalEngine):
 
     def workers(self) -> int:
         return self.tensor_parallel * self.pipeline_parallel
+
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple(self.adapters)
 
     def build(self, model_dir: Path) -> Engine:
         from raybm.engines.vllm.engine import build
