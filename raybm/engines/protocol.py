@@ -131,8 +131,9 @@ class Engine(Protocol):
 @runtime_checkable
 class Generates(Engine, Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        """Joins the running batch. `aclose()` frees the place. The first item raises Unsupported (no chat template), Overloaded,
-        UserError (neither prompt nor messages, or longer than the context); any item raises RaybmError when the engine broke down."""
+        """Joins the running batch. `aclose()` frees the place. The first item raises Unsupported (no chat template; what
+        features.check refuses), Overloaded, UserError (neither prompt nor messages, or longer than the context; a schema that cannot be
+        followed); any item raises RaybmError when the engine broke down."""
 
 
 @runtime_checkable
