@@ -1,0 +1,96 @@
+"""Endpoints of the benchmarks' own: a Serve with the applications that are compared, and servers that stand beside it."""
+
+from __future__ import annotations
+
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import common
+import psutil
+import yaml
+
+READY_TIMEOUT_S = 300.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(applications: Mapping[str, Callable[[], Any]], cpus: float) -> Iterator[str]:
+    """Serve applications, each under /NAME of the URL that is given. An embedded Ray that ends with the block."""
+    from ray import serve
+
+    from raybm.cluster import connect
+    from raybm.serving.deploy import CONTROLLER
+
+    port = free_port()
+    with connect(cpus=cpus, say=common.say):
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": CONTROLLER})
+        for name, build in applications.items():
+            serve.run(build(), name=name, route_prefix=f"/{name}")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def deployed(place: Path, models: Sequence[Mapping[str, Any]], **gateway: Any) -> Iterator[str]:
+    """`raybm deploy` of these models; the URL, once it is ready."""
+    port = free_port()
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {"import_path": "raybm.serving.app:build", "args": {"storage": str(place), "models": list(models), "gateway": gateway}}
+        ],
+    }
+    file = place / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with common.started([*common.RAYBM, "deploy", file]) as process:
+        wait_for(f"http://127.0.0.1:{port}/ready", process)
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def peer(script: str, *arguments: str, python: str | Path | None = None) -> Iterator[str]:
+    """A server of benchmarks/peers/, which takes its port as the first argument and answers GET /ready."""
+    import sys
+
+    port = free_port()
+    with common.started([python or sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments]) as process:
+        wait_for(f"http://127.0.0.1:{port}/ready", process)
+        yield f"http://127.0.0.1:{port}"
+
+
+def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no answer from {url} (exit code {process.poll()})") from None
+            time.sleep(0.1)
+
+
+def processes(*titles: str, root: int | None = None) -> list[psutil.Process]:
+    """Ray's processes below this one (or below `root`) whose titles begin so, such as ray::ServeReplica:raybm:chat."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if line and line[0].startswith(titles):
+            found.append(process)
+    return found
+
+
+def cpu_s(found: Sequence[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in found)
