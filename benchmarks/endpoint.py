@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ import psutil
 import yaml
 
 READY_TIMEOUT_S = 300.0
+SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Peers with a model ask for huge pages as raybm does on CPUs: for tensors of some MB it is half of their time."""
 
 
 def free_port() -> int:
@@ -57,12 +60,10 @@ def deployed(place: Path, models: Sequence[Mapping[str, Any]], **gateway: Any) -
 
 
 @contextmanager
-def peer(script: str, *arguments: str, python: str | Path | None = None) -> Iterator[str]:
+def peer(script: str, *arguments: str, **variables: str) -> Iterator[str]:
     """A server of benchmarks/peers/, which takes its port as the first argument and answers GET /ready."""
-    import sys
-
     port = free_port()
-    with common.started([python or sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments]) as process:
+    with common.started([sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments], **variables) as process:
         wait_for(f"http://127.0.0.1:{port}/ready", process)
         yield f"http://127.0.0.1:{port}"
 
