@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import common
@@ -71,7 +71,9 @@ def rounds(urls: Mapping[str, str], clients: Sequence[int], count: int, seconds:
         for case, number, stream in cases:
             for name in order:
                 found[case][name].append(once(name, plan(urls[name], number, stream, seconds)))
-            common.say(f"round {round_ + 1} {case}: " + ", ".join(f"{name} {found[case][name][-1]['requests_per_s']:.0f}/s" for name in order))
+            common.say(
+                f"round {round_ + 1} {case}: " + ", ".join(f"{name} {found[case][name][-1]['requests_per_s']:.0f}/s" for name in order)
+            )
     return found
 
 
@@ -99,10 +101,10 @@ def checked(name: str, outcome: traffic.Outcome) -> traffic.Outcome:
 
 def compared(sides: Mapping[str, Sequence[Mapping[str, float]]], ours: str, theirs: str) -> dict[str, Any]:
     """Each side's numbers over the rounds, and the median of the rounds' ratios of requests/s."""
-    each: Callable[[str], dict[str, Any]] = lambda name: {key: common.spread([one[key] for one in sides[name]]) for key in sides[name][0]}
+    each = {name: {key: common.spread([one[key] for one in rounds_]) for key in rounds_[0]} for name, rounds_ in sides.items()}
     pairs = zip(sides[ours], sides[theirs], strict=True)
     ratio = statistics.median(mine["requests_per_s"] / other["requests_per_s"] for mine, other in pairs)
-    return {"ratio": round(ratio, 3)} | {name: each(name) for name in sides}
+    return {"ratio": round(ratio, 3)} | each
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import common
 import endpoint
 import psutil
+import serve_llm
 import texts
 import traffic
 
@@ -49,18 +50,11 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder,
         endpoint.deployed(Path(folder), [model]) as raybm,
-        endpoint.peer("unbatched.py", str(weights(Path(folder))), **endpoint.SAME_MEMORY) as fastapi,
+        endpoint.peer("unbatched.py", serve_llm.weights(Path(folder), MODEL), **endpoint.SAME_MEMORY) as fastapi,
     ):
         urls = {"raybm": raybm, "fastapi": fastapi}
         cases = {name: measured(name, urls, longest, given.clients, given.rounds, given.seconds) for name, longest in LENGTHS.items()}
     common.report({"vs_unbatched_fastapi": min(case["ratio"] for case in cases.values())}, cases, before)
-
-
-def weights(storage: Path) -> Path:
-    from raybm.core.storage import open_storage
-    from raybm.models.references import resolve
-
-    return resolve(MODEL, open_storage(str(storage)))
 
 
 def measured(case: str, urls: Mapping[str, str], longest: int, clients: int, rounds: int, seconds: float) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Prints
   vs_static_batch   tokens/s of those 32 requests ÷ tokens/s of one `generate` of the same 32 prompts in one batch
   vs_one_at_a_time  tokens/s of those 32 requests ÷ tokens/s of `generate` called prompt by prompt
   same_text         share of the answers that are those of the one batch, letter for letter
-Greedy, the same precision and number of threads on both sides. Each client asks once, all at the same moment. Under `cases`: 1 and 8 clients too.
+Greedy, the same precision and number of threads on both sides. Each client asks once, all at the same moment. Under `cases`: 1 and 8
+clients too.
 """
 
 from __future__ import annotations
@@ -51,11 +52,12 @@ def main() -> None:
     common.report(numbers, cases, before)
 
 
-def weights(storage: Path) -> str:
+def weights(storage: Path, model: str = MODEL) -> str:
+    """The folder that a package's model was unpacked to."""
     from raybm.core.storage import open_storage
     from raybm.models.references import resolve
 
-    return str(resolve(MODEL, open_storage(str(storage))))
+    return str(resolve(model, open_storage(str(storage))))
 
 
 class Bare:
@@ -82,7 +84,9 @@ class Bare:
 @contextmanager
 def generate(case: dict[str, Any]) -> Iterator[Bare]:
     command = [sys.executable, str(common.ROOT / "benchmarks/peers/generate.py"), json.dumps(case)]
-    process = subprocess.Popen(command, env=common.environment(**endpoint.SAME_MEMORY), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=common.environment(**endpoint.SAME_MEMORY), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         yield Bare(process)
     finally:
@@ -110,7 +114,9 @@ def measured(
                     raise RuntimeError(f"{count} clients: {outcome.errors()}")
                 outcomes[count].append(outcome)
         said = ", ".join(f"{count} clients {each[-1].tokens_per_s:.0f}" for count, each in outcomes.items())
-        common.say(f"round {round_ + 1}, tokens/s: {said}, one batch {static[-1]['tokens_per_s']:.0f}, alone {alone[-1]['tokens_per_s']:.0f}")
+        common.say(
+            f"round {round_ + 1}, tokens/s: {said}, one batch {static[-1]['tokens_per_s']:.0f}, alone {alone[-1]['tokens_per_s']:.0f}"
+        )
     ours = outcomes[clients[-1]]
     same = [answer.text == static[0]["answers"][answer.ask] for outcome in ours for answer in outcome.answers]
     numbers = {key: common.spread([one[key] for one in map(latencies, ours)])["median"] for key in latencies(ours[0])} | {

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import random
 
-OPENINGS = ("The old harbour", "A train to the north", "My neighbour's garden", "The last chapter", "Our new kitchen", "The committee", "A small engine")
+OPENINGS = (
+    "The old harbour",
+    "A train to the north",
+    "My neighbour's garden",
+    "The last chapter",
+    "Our new kitchen",
+    "The committee",
+    "A small engine",
+)
 MIDDLES = (
     "was quieter than anybody had expected",
     "needs more light and a little patience",
@@ -26,7 +34,12 @@ def sentences(count: int, longest: int) -> list[str]:
 
 
 SUBJECTS = ("the sea", "bread", "railways", "bees", "a mountain village", "glass", "winter", "the moon")
-TASKS = ("Write a long story about {}.", "Explain to a child, in many words, what is special about {}.", "Describe the history of {} in detail.", "List twenty facts about {}.")
+TASKS = (
+    "Write a long story about {}.",
+    "Explain to a child, in many words, what is special about {}.",
+    "Describe the history of {} in detail.",
+    "List twenty facts about {}.",
+)
 
 
 def prompts(count: int) -> list[str]:

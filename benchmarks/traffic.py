@@ -30,6 +30,8 @@ class Ask:
     body: Mapping[str, Any]
     leaves: bool = False
     """The client goes away after the first piece of its stream."""
+    status: int = 200
+    """What it is to be answered with."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Outcome:
     """Those that ended while it counted."""
     seconds: float
     """How long it counted."""
+    epoch: float
+    """When the load began, in seconds of the epoch."""
     cpu_share: float
     """Of one core that the clients themselves took: near 1 they are what is slow."""
 
@@ -162,7 +166,7 @@ class Clients:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self.session:
-            self.start = time.monotonic()
+            epoch, self.start = time.time(), time.monotonic()
             if plan.rates:
                 await self._open()
                 counted = sum(seconds for seconds, _ in plan.rates)
@@ -172,7 +176,8 @@ class Clients:
         wall = time.monotonic() - self.start
         if plan.seconds:
             self.answers = [a for a in self.answers if plan.warm_up_s <= a.began + a.seconds <= plan.warm_up_s + plan.seconds]
-        return {"answers": [asdict(a) for a in self.answers], "seconds": counted, "cpu_share": round(time.process_time() / wall, 2)}
+        share = round(time.process_time() / wall, 2)
+        return {"answers": [asdict(a) for a in self.answers], "seconds": counted, "epoch": epoch, "cpu_share": share}
 
     async def _client(self) -> None:
         end = self.start + self.plan.warm_up_s + self.plan.seconds if self.plan.seconds else float("inf")
@@ -202,14 +207,15 @@ class Clients:
                 if response.status == 200 and ask.body.get("stream"):
                     await self._read_stream(response, said, began, ask.leaves)
                 else:
-                    self._read(await response.read(), said)
+                    self._read(await response.read(), said, ask.status)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             said["error"], said["cut"] = type(error).__name__, bool(said["gaps"])
         self.answers.append(Answer(ask=number, began=began - self.start, seconds=time.monotonic() - began, **said))
 
-    def _read(self, body: bytes, said: dict[str, Any]) -> None:
-        if said["status"] != 200:
-            said["error"] = f"{said['status']} {body[:200].decode(errors='replace')}"
+    def _read(self, body: bytes, said: dict[str, Any], expected: int) -> None:
+        if said["status"] != 200 or expected != 200:
+            if said["status"] != expected:
+                said["error"] = f"{said['status']} {body[:200].decode(errors='replace')}"
             return
         answer = json.loads(body)
         said["tokens"] = (answer.get("usage") or {}).get("completion_tokens") or 0

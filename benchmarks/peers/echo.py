@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from peers.shapes import answer, chunk_head, event
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from peers.shapes import answer, chunk_head, event
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Delta, GenerateRequest
 
@@ -39,6 +40,18 @@ class EchoEngine:
         async for word in words(text):
             left -= 1
             yield Delta(word, 1, count, None if left else "stop")
+
+
+class PacedEngine(EchoEngine):
+    """Takes its time for an answer, and no CPU: a replica's capacity is then `max_ongoing_requests` in that time, on any machine."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
+        await asyncio.sleep(self.seconds)
+        async for delta in super().generate(request):
+            yield delta
 
 
 @serve.deployment(max_ongoing_requests=ROOM, logging_config={"enable_access_log": False})
