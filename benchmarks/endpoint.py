@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,14 @@ def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None
             time.sleep(0.1)
 
 
-def processes(*titles: str, root: int | None = None) -> list[psutil.Process]:
-    """Ray's processes below this one (or below `root`) whose titles begin so, such as ray::ServeReplica:raybm:chat."""
+def processes(*marks: str) -> list[psutil.Process]:
+    """Processes below this one with one of `marks` in their command lines; Ray's have titles, such as ray::ServeReplica:raybm:chat."""
     found = []
-    for process in psutil.Process(root).children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line and line[0].startswith(titles):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended
+            line = " ".join(process.cmdline())
+            if any(mark in line for mark in marks):
+                found.append(process)
     return found
 
 
