@@ -28,7 +28,6 @@ import endpoint
 import traffic
 import venvs
 import yaml
-from peers import echo
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 STREAMING_CLIENTS = 16
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--no-litellm", action="store_true")
     given = parser.parse_args()
     before = common.load()
-    applications = {"raybm": raybm, "bare": echo.bare}
+    applications = {"raybm": raybm, "bare": bare}
     with endpoint.peer("upstream.py") as upstream:
         limit = traffic.send(plan(upstream, max(given.clients), False, given.seconds))
         if not given.no_litellm:
@@ -75,7 +74,15 @@ class Side:
     """Stands in the command lines of its processes."""
 
 
+def bare() -> Any:
+    from peers import echo
+
+    return echo.bare()
+
+
 def raybm() -> Any:
+    from peers import echo
+
     from raybm.serving.app import application
     from raybm.spec import ServeSpec
 
@@ -84,6 +91,8 @@ def raybm() -> Any:
 
 
 def remote(upstream: str) -> Any:
+    from peers import echo
+
     from raybm.serving.app import build
 
     engine = {"kind": "remote", "url": f"{upstream}/v1", "model": "echo"}

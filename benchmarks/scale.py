@@ -20,7 +20,6 @@ import common
 import endpoint
 import numpy as np
 import traffic
-from peers import echo
 
 ANSWER_S, AT_ONCE = 0.5, 4
 TARGET_S, WINDOW_S = 1.5, 5.0
@@ -45,6 +44,8 @@ def main() -> None:
 
 
 def step(replicas: int, seconds: float, delay_s: float) -> dict[str, float]:
+    from peers import echo
+
     from raybm.serving.app import application
     from raybm.spec import ServeSpec
 
