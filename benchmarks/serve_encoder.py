@@ -1,8 +1,9 @@
 """Texts of 64 clients meet in one batch: MiniLM behind raybm, and behind FastAPI and uvicorn with one forward a request.
 
 Prints
-  vs_unbatched_fastapi  requests/s of `raybm deploy` ÷ requests/s of the plain app, of both lengths of text the worse;
-                        same model and texts, fp32, both may use all cores
+  vs_unbatched_fastapi  requests/s of `raybm deploy` (transformers, one replica a core) ÷ requests/s of the plain app, of both lengths of
+                        text the worse; same model and texts, fp32, both may use all cores
+  onnx_vs_transformers  with `--onnx`: requests/s of the onnx engine ÷ of the transformers engine, the worse too
 Under `cases`: `short` (texts of one sentence) and `long` (of one to eight), each side's requests/s and latency.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,43 +36,61 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--batch-wait-ms", type=float, default=5.0)
-    parser.add_argument("--replicas", type=int, default=1, help="They share the cores.")
+    parser.add_argument("--replicas", type=int, default=psutil.cpu_count(), help="Of each model; they share the cores.")
+    parser.add_argument("--onnx", action="store_true", help="The onnx engine too.")
     given = parser.parse_args()
     before = common.load()
-    engine = {"kind": "transformers", "max_batch": given.max_batch, "batch_wait_ms": given.batch_wait_ms}
-    model = {
-        "name": "minilm",
-        "ref": MODEL,
-        "cpus": (psutil.cpu_count() or 1) / given.replicas,
-        "engine": engine,
-        "max_ongoing_requests": 4 * given.clients,
-        "autoscaling": {"min_replicas": given.replicas, "max_replicas": given.replicas},
-    }
+    engines = ("transformers", "onnx") if given.onnx else ("transformers",)
+    models = [
+        {
+            "name": kind,
+            "ref": MODEL,
+            "cpus": (psutil.cpu_count() or 1) / given.replicas,
+            "engine": {"kind": kind, "max_batch": given.max_batch, "batch_wait_ms": given.batch_wait_ms},
+            "max_ongoing_requests": 4 * given.clients,
+            "autoscaling": {"min_replicas": given.replicas, "max_replicas": given.replicas},
+        }
+        for kind in engines
+    ]
     with (
         tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder,
-        endpoint.deployed(Path(folder), [model]) as raybm,
+        endpoint.deployed(Path(folder), models) as raybm,
         endpoint.peer("unbatched.py", serve_llm.weights(Path(folder), MODEL), **endpoint.SAME_MEMORY) as fastapi,
     ):
-        urls = {"raybm": raybm, "fastapi": fastapi}
+        urls = dict.fromkeys(engines, raybm) | {"fastapi": fastapi}
         cases = {name: measured(name, urls, longest, given.clients, given.rounds, given.seconds) for name, longest in LENGTHS.items()}
-    common.report({"vs_unbatched_fastapi": min(case["ratio"] for case in cases.values())}, cases, before)
+    pairs = {"vs_unbatched_fastapi": ("transformers", "fastapi")} | (
+        {"onnx_vs_transformers": ("onnx", "transformers")} if given.onnx else {}
+    )
+    numbers = {key: min(ratio(said, *pair) for said in cases.values()) for key, pair in pairs.items()}
+    common.report(numbers, {case: {name: summed(one) for name, one in said.items()} for case, said in cases.items()}, before)
 
 
-def measured(case: str, urls: Mapping[str, str], longest: int, clients: int, rounds: int, seconds: float) -> dict[str, Any]:
-    asks = [traffic.Ask("/v1/embeddings", {"model": "minilm", "input": text}) for text in texts.sentences(512, longest)]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
+def measured(
+    case: str, urls: Mapping[str, str], longest: int, clients: int, rounds: int, seconds: float
+) -> dict[str, list[dict[str, float]]]:
+    """Side → what each round said."""
+    said: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     for round_ in range(rounds + 1):  # the first one warms up
         for name in sorted(urls, reverse=bool(round_ % 2)):
+            asks = [traffic.Ask("/v1/embeddings", {"model": name, "input": text}) for text in texts.sentences(512, longest)]
             outcome = traffic.send(traffic.Plan(urls[name], asks, clients=clients, seconds=seconds, warm_up_s=WARM_UP_S))
             if outcome.errors():
                 raise RuntimeError(f"{name}: {outcome.errors()}")
             if round_:
-                found[name].append({"requests_per_s": outcome.requests_per_s, "p50_ms": outcome.ms(50), "p99_ms": outcome.ms(99)})
+                said[name].append({"requests_per_s": outcome.requests_per_s, "p50_ms": outcome.ms(50), "p99_ms": outcome.ms(99)})
                 common.say(f"{case} round {round_} {name}: {outcome.requests_per_s:.0f}/s, {outcome.ms(50):.0f} ms")
-    pairs = zip(found["raybm"], found["fastapi"], strict=True)
-    ratio = statistics.median(ours["requests_per_s"] / theirs["requests_per_s"] for ours, theirs in pairs)
-    each = {name: {key: common.spread([one[key] for one in said]) for key in said[0]} for name, said in found.items()}
-    return {"ratio": round(ratio, 3), **each}
+    return said
+
+
+def ratio(said: Mapping[str, Sequence[Mapping[str, float]]], ours: str, theirs: str) -> float:
+    """The median of the rounds' ratios."""
+    pairs = zip(said[ours], said[theirs], strict=True)
+    return round(statistics.median(mine["requests_per_s"] / other["requests_per_s"] for mine, other in pairs), 3)
+
+
+def summed(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    return {key: common.spread([one[key] for one in rounds]) for key in rounds[0]}
 
 
 if __name__ == "__main__":
