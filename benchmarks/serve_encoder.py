@@ -59,9 +59,9 @@ def main() -> None:
     ):
         urls = dict.fromkeys(engines, raybm) | {"fastapi": fastapi}
         cases = {name: measured(name, urls, longest, given.clients, given.rounds, given.seconds) for name, longest in LENGTHS.items()}
-    pairs = {"vs_unbatched_fastapi": ("transformers", "fastapi")} | (
-        {"onnx_vs_transformers": ("onnx", "transformers")} if given.onnx else {}
-    )
+    pairs = {"vs_unbatched_fastapi": ("transformers", "fastapi")}
+    if given.onnx:
+        pairs["onnx_vs_transformers"] = ("onnx", "transformers")
     numbers = {key: min(ratio(said, *pair) for said in cases.values()) for key, pair in pairs.items()}
     common.report(numbers, {case: {name: summed(one) for name, one in said.items()} for case, said in cases.items()}, before)
 
