@@ -13,11 +13,16 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
+from raybm.core.storage import open_storage
 from raybm.engines.protocol import Delta, Embeddings, GenerateRequest
+from raybm.serving import batches, files
 from raybm.serving.gateway import Gateway, create_app
 from raybm.serving.logs import log_with_serve
+from raybm.serving.offline.record import Batches
+from raybm.serving.offline.stored import Files, serving_storage
+from raybm.serving.offline.worker import offline_worker
 from raybm.serving.replica import Answer, Replica, load
-from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
+from raybm.spec.serve import BATCHES_CPUS, BATCHES_NAME, GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
 
@@ -41,7 +46,16 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
     sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    return gateway.bind(spec.gateway.canonical(), models, sleepers)
+    worker = serve.deployment(BatchWorker).options(
+        name=BATCHES_NAME,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": BATCHES_CPUS},
+        graceful_shutdown_timeout_s=1.0,  # what it leaves is taken up by the next one
+    )
+    offline = {model.name: model.offline_requests for model in spec.models}
+    return gateway.bind(
+        spec.gateway.canonical(), models, sleepers, spec.storage, worker.bind(spec.gateway.canonical(), models, offline, spec.storage)
+    )
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -67,15 +81,21 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...]) -> None:
+    def __init__(
+        self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], sleepers: tuple[str, ...], storage: str, worker: DeploymentHandle
+    ) -> None:
+        """`worker`: Serve starts what its ingress is bound to. The two meet in the storage only."""
         log_with_serve()
         self._sleepers = sleepers
         self._status: asyncio.Task[Any] | None = None
         models = {name: Remote(handle) for name, handle in handles.items()}
         self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
 
+        self._store = serving_storage(open_storage(storage), serve.get_replica_context().app_name)
+
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._gateway)
+        store = Files(self._store), Batches(self._store)
+        return create_app(self._gateway, files.routes(self._gateway, *store), batches.routes(self._gateway, *store))
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
@@ -88,6 +108,22 @@ class Ingress:
             for name in self._gateway.models
             if name not in self._sleepers and not deployments[name].replica_states.get("RUNNING")
         }
+
+
+class BatchWorker:
+    """The deployment of the worker of offline batches, which nobody calls: it finds its work in the storage."""
+
+    async def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], offline: dict[str, int], storage: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_with_serve()
+        store = serving_storage(open_storage(storage), serve.get_replica_context().app_name)
+        models = {name: Remote(handle) for name, handle in handles.items()}
+        worker = offline_worker(GatewaySpec.parse(spec), models, offline, store)
+        self._running = asyncio.create_task(worker.run())
+
+    def check_health(self) -> None:
+        """Serve replaces the worker when this raises."""
+        if self._running.done():
+            self._running.result()
 
 
 class Remote:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -121,7 +121,8 @@ class Gateway:
         return JSONResponse(query.answer(rows))
 
 
-def create_app(gateway: Gateway) -> ASGIApp:
+def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
+    """`more`: routes beside those of the models."""
     app = FastAPI(title="raybm", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
@@ -172,6 +173,9 @@ def create_app(gateway: Gateway) -> ASGIApp:
     @app.post("/v1/classify")
     async def classify(request: Request) -> Response:
         return await gateway.answer(request, openai.Classify, gateway.classify)
+
+    for router in more:
+        app.include_router(router)
 
     async def refuse(request: Request, error: Exception) -> Response:
         return statuses.response(error)

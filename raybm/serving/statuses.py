@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UserError
 from raybm.serving.auth import Unauthenticated
 from raybm.serving.limits import BodyTooLarge, RateLimited
+from raybm.serving.offline.stored import Missing
 from raybm.serving.openai import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (Unauthenticated, Status(401, "authentication_error", "invalid_api_key")),
     (RateLimited, Status(429, "rate_limit_error", "rate_limit_exceeded")),
     (BodyTooLarge, Status(413, "invalid_request_error", "body_too_large")),
+    (Missing, Status(404, "invalid_request_error", "not_found")),
     (NotFound, Status(404, "invalid_request_error", "model_not_found")),
     (Unsupported, Status(400, "invalid_request_error", "unsupported_by_model")),
     (UserError, Status(400, "invalid_request_error", "invalid_request")),
