@@ -52,7 +52,7 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         ray_actor_options={"num_cpus": BATCHES_CPUS},
         graceful_shutdown_timeout_s=1.0,  # what it leaves is taken up by the next one
     )
-    offline = {model.name: model.offline_requests for model in spec.models}
+    offline = {model.name: model.offline_requests or max(1, model.max_ongoing_requests // 4) for model in spec.models}
     return gateway.bind(
         spec.gateway.canonical(), models, sleepers, spec.storage, worker.bind(spec.gateway.canonical(), models, offline, spec.storage)
     )

@@ -21,9 +21,10 @@ def read(cls: type[M], data: dict[str, Any] | bytes) -> M:
         return cls.model_validate_json(data) if isinstance(data, bytes) else cls.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    known = [str(part) for part in first["loc"] if first["type"] != "extra_forbidden"]
-    what = "a key is not supported here" if first["type"] == "extra_forbidden" else first["msg"]
-    raise InvalidRequest(f"{'.'.join(known) or 'body'}: {what}.", param=known[0] if known else None)
+    if first["type"] == "extra_forbidden":
+        raise InvalidRequest("a key is not supported here.", remedy=f"There are: {', '.join(cls.model_fields)}.")
+    param = str(first["loc"][0]) if first["loc"] else None
+    raise InvalidRequest(f"{param or 'body'}: {first['msg']}.", param=param)
 
 
 class Page(BaseModel):

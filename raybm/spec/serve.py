@@ -57,8 +57,9 @@ class ServedModel(Spec):
     """Requests that one replica holds at once."""
     max_queued_requests: PositiveInt = 256
     """Requests that wait for a replica; one more is refused with 503."""
-    offline_requests: PositiveInt = 8
-    """Lines of offline batches (`/v1/batches`) that it works on at once; the rest of its room is for live requests."""
+    offline_requests: PositiveInt | None = None
+    """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room. Default: a
+    quarter of max_ongoing_requests."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from raybm.core.errors import Overloaded, RaybmError
-from raybm.core.storage import LocalStorage, Storage
+from raybm.core.storage import LocalStorage, Storage, open_storage
 from raybm.serving import batches, files
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway, create_app
@@ -26,6 +26,7 @@ from raybm.serving.replica import Answer
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 
+FOLDER_OR_S3 = ("folder", pytest.param("s3", marks=pytest.mark.integration))
 ACME, OTHER = new_api_key(), new_api_key()
 KEYS = [{"tenant": "acme", "sha256": ACME[1]}, {"tenant": "other", "sha256": OTHER[1]}]
 PACE = Pace(poll_s=0.01, flush_s=0.02, retry_s=0.01)
@@ -37,13 +38,14 @@ class Gated(LocalModel):
 
     def __init__(self, allowed: int = 10**9) -> None:
         super().__init__(EchoEngine())
-        self.allowed, self.asked = allowed, dict[str, int]()
+        self.allowed, self.asked, self.order = allowed, dict[str, int](), list[str]()
         self.inside = self.most = self.left = 0
         self.open = asyncio.Event()
 
     async def complete(self, request: Any) -> Answer:
         text = request.messages[-1]["content"]
         self.asked[text] = self.asked.get(text, 0) + 1
+        self.order.append(text)
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
@@ -92,6 +94,13 @@ class House:
         return openai.AsyncOpenAI(api_key=key, base_url="http://raybm/v1", http_client=self.http(key), max_retries=0)
 
 
+@pytest.fixture(params=FOLDER_OR_S3)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "folder":
+        return LocalStorage(tmp_path)
+    return open_storage(request.getfixturevalue("s3")).at(tmp_path.name)
+
+
 async def nothing_missing() -> dict[str, str]:
     return {}
 
@@ -138,17 +147,17 @@ async def rows(client: openai.AsyncOpenAI, file: str | None) -> dict[str, Any]:
     return {row["custom_id"]: row for row in found}
 
 
-def test_official_client_from_upload_to_answers(tmp_path: Path) -> None:
-    house = House(LocalStorage(tmp_path))
+def test_official_client_from_upload_to_answers(storage: Storage) -> None:
+    house = House(storage)
 
     async def go() -> None:
         async with house.client() as client, house.worker():
             file = await client.files.create(
-                file=("../a\nb.jsonl", jsonl([line(n) for n in range(30)])),
+                file=("../a\x7f/b\x7f.jsonl", jsonl([line(n) for n in range(30)])),
                 purpose="batch",
                 expires_after={"anchor": "created_at", "seconds": 7200},
             )
-            assert (file.purpose, file.filename, file.status, file.expires_at) == ("batch", "ab.jsonl", "processed", 1_800_007_200)
+            assert (file.purpose, file.filename, file.status, file.expires_at) == ("batch", "b.jsonl", "processed", 1_800_007_200)
             batch = await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h", metadata={"night": "1"})
             assert batch.status == "validating" and batch.metadata == {"night": "1"} and batch.expires_at == 1_800_086_400
             batch = await ended(client, batch.id)
@@ -427,8 +436,8 @@ def test_lists_come_in_pages(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_files_expire(tmp_path: Path) -> None:
-    house = House(LocalStorage(tmp_path))
+def test_files_expire(storage: Storage) -> None:
+    house = House(storage)
 
     async def go() -> None:
         async with house.client() as client:
@@ -458,9 +467,9 @@ def test_a_file_in_use_is_not_deleted(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_a_worker_that_died_is_followed_by_one_that_goes_on(tmp_path: Path) -> None:
+def test_a_worker_that_died_is_followed_by_one_that_goes_on(storage: Storage) -> None:
     """Lines that stood in a part are not asked again; all others are; each is in the output once."""
-    house = House(LocalStorage(tmp_path), {"chat": Gated(allowed=25)})
+    house = House(storage, {"chat": Gated(allowed=25)})
     gate = house.models["chat"]
 
     async def go() -> None:
@@ -543,8 +552,8 @@ def test_a_part_has_one_writer(tmp_path: Path) -> None:
     assert list(Results(LocalStorage(tmp_path)).read()) == [[b"1", b"2"], [b"3"]]
 
 
-def test_cancelling_keeps_what_is_done_and_frees_the_model(tmp_path: Path) -> None:
-    house = House(LocalStorage(tmp_path), {"chat": Gated(allowed=6)})
+def test_cancelling_keeps_what_is_done_and_frees_the_model(storage: Storage) -> None:
+    house = House(storage, {"chat": Gated(allowed=6)})
     gate = house.models["chat"]
 
     async def go() -> None:
@@ -636,6 +645,29 @@ def test_a_storage_that_fails_for_a_while_loses_no_line(tmp_path: Path, monkeypa
             assert batch.status == "completed" and len(await rows(client, batch.output_file_id)) == 40
 
     asyncio.run(go())
+
+
+def test_many_batches_of_one_tenant_leave_room_for_another(tmp_path: Path) -> None:
+    house = House(LocalStorage(tmp_path), {"chat": Gated(allowed=0)}, room=2)
+    gate = house.models["chat"]
+
+    async def go() -> None:
+        async with house.client() as acme, house.client(OTHER[0]) as other, house.worker():
+            ids = [await started(acme, [line(n, f"acme {k}") for n in range(20)]) for k in range(4)]
+            await until(lambda: gate.inside == 2)
+            id = await started(other, [line(n, "other") for n in range(3)])
+            await until(lambda: started_of(house, "other", id))
+            assert sum(started_of(house, "acme", one) for one in ids) == 2
+            gate.open.set()
+            done = await ended(other, id)
+            assert done.status == "completed" and "other" not in gate.order[15:]  # the three batches took turns
+            assert [(await ended(acme, one)).status for one in ids] == ["completed"] * 4
+
+    asyncio.run(go())
+
+
+def started_of(house: House, tenant: str, id: str) -> bool:
+    return house.batches.get(tenant, id).status != "validating"
 
 
 def test_a_model_that_is_served_no_more(tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ class Batches:
 
     def of(self, key: str) -> Batch | None:
         """The batch of a key of `active`; None: it is being created at this moment."""
-        id, _, tenant = key.removeprefix("active/").partition(".")
+        id = key.removeprefix("active/").partition(".")[0]
         try:
-            return self._read(self._storage.at(f"batches/{tenant}/{id}"), id)[0]
+            return self._read(self._storage.at(f"batches/{tenant_of(key)}/{id}"), id)[0]
         except Missing:
             return None
 
@@ -176,6 +176,11 @@ class Results:
         """Raises Conflict where somebody else has written meanwhile."""
         self._folder.create(f"parts/{self._next:08d}", b"\n".join(rows))
         self._next += 1
+
+
+def tenant_of(key: str) -> str:
+    """The folder of the tenant of a key of `active`."""
+    return key.rpartition(".")[2]
 
 
 def _marker(id: str, tenant: str) -> str:

@@ -14,13 +14,14 @@ from raybm.core.lease import QUIET_S, Lease
 from raybm.core.storage import Storage
 from raybm.serving.gateway import Model, create_app
 from raybm.serving.offline.asgi import Offline, post
-from raybm.serving.offline.record import Batch, Batches
+from raybm.serving.offline.record import Batch, Batches, tenant_of
 from raybm.serving.offline.stored import Files
 from raybm.serving.offline.work import PACE, Pace, Tools, Work
 from raybm.spec.serve import GatewaySpec
 
 logger = logging.getLogger(__name__)
-RUNNING_MAX = 8  # batches at once; they share the models' room line by line
+RUNNING_MAX = 32  # batches at once; they take turns at the models' room, line by line
+RUNNING_MAX_OF_TENANT = 2  # so that one's many do not keep the others waiting
 AGAIN_S = 5.0  # after a fault, such as a storage that did not answer
 Clock = Callable[[], float]
 TAKE_OVER_S = QUIET_S + 10  # a worker on a node that is gone is taken for dead by then
@@ -45,6 +46,7 @@ class Worker:
                     await asyncio.to_thread(self._tools.files.sweep)
             except Exception:  # an edge: whatever it is, the batches that run go on, and the next look may find it mended
                 logger.exception("looking for batches")
+                await asyncio.sleep(AGAIN_S)
             await asyncio.sleep(self._tools.pace.poll_s)
 
     async def _look(self) -> None:
@@ -54,7 +56,9 @@ class Worker:
         for key in keys:
             if len(self._running) >= RUNNING_MAX:
                 break
-            if key not in self._running and time.monotonic() >= self._not_before.get(key, 0.0):
+            if key in self._running or time.monotonic() < self._not_before.get(key, 0.0):
+                continue
+            if sum(tenant_of(other) == tenant_of(key) for other in self._running) < RUNNING_MAX_OF_TENANT:
                 self._running[key] = asyncio.create_task(self._work(key))
 
     async def _work(self, key: str) -> None:
