@@ -150,7 +150,7 @@ class Work:
         if line.body.get("stream"):
             refused = statuses.response(InvalidRequest("stream: the answers of a batch are no streams; leave it out.", param="stream"))
             return refused.status_code, bytes(refused.body)
-        body, attempts, wait_s = json.dumps(line.body).encode(), 0, self._tools.pace.retry_s
+        body, attempts, wait_s = json.dumps(line.body, ensure_ascii=False).encode(), 0, self._tools.pace.retry_s
         while True:
             status, answer = await self._tools.ask(line.url, body, self._batch.tenant)
             if status not in (503, 504):
@@ -164,7 +164,7 @@ class Work:
 
     async def _add(self, custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
         fields = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
-        row = json.dumps(fields, separators=(",", ":")).encode()
+        row = json.dumps(fields, separators=(",", ":")).encode()  # ASCII: many a client splits lines at U+2028 too
         self._rows.append(row)
         self._count(fields)
         self._bytes += len(row)
