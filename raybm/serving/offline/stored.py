@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import secrets
 import time
@@ -15,6 +16,7 @@ from raybm.core.errors import NotFound, StorageError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 
+logger = logging.getLogger(__name__)
 PART_BYTES = 4 * 2**20
 RECORD = "file.json"
 UNFINISHED_S = 86_400  # a file without a record is of an upload that broke off so long ago
@@ -140,6 +142,9 @@ class Files:
                     expires_at = record(StoredFile, folder.read(RECORD), folder.uri).expires_at
                 except NotFound:
                     expires_at = int(created(id)) + UNFINISHED_S
+                except StorageError as error:  # one that cannot be read keeps the others no longer than they should be
+                    logger.warning("%s", error)
+                    continue
                 if expires_at is not None and self._clock() >= expires_at:
                     self._storage.delete(f"files/{tenant}/{id}")
 

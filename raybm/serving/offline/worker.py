@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from raybm.core.errors import Conflict, DeadlineExceeded
@@ -37,17 +37,11 @@ class Worker:
         self._waiting = ThreadPoolExecutor(RUNNING_MAX, thread_name_prefix="raybm-lease")  # for leases: they may take their time
 
     async def run(self) -> None:
-        swept = -self._tools.pace.sweep_s
-        while True:
-            try:
-                await self._look()
-                if time.monotonic() - swept >= self._tools.pace.sweep_s:
-                    swept = time.monotonic()
-                    await asyncio.to_thread(self._tools.files.sweep)
-            except Exception:  # an edge: whatever it is, the batches that run go on, and the next look may find it mended
-                logger.exception("looking for batches")
-                await asyncio.sleep(AGAIN_S)
-            await asyncio.sleep(self._tools.pace.poll_s)
+        pace = self._tools.pace
+        await asyncio.gather(_every(pace.poll_s, self._look), _every(pace.sweep_s, self._sweep))
+
+    async def _sweep(self) -> None:
+        await asyncio.to_thread(self._tools.files.sweep)
 
     async def _look(self) -> None:
         self._running = {key: task for key, task in self._running.items() if not task.done()}
@@ -96,6 +90,16 @@ class Worker:
         batch = await asyncio.to_thread(self._tools.batches.of, key)  # again: who had the lease before may have brought it on
         if batch is not None:
             await Work(batch, self._tools).run()
+
+
+async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await step()
+        except Exception:  # an edge: whatever it is, what runs goes on, and the next time may find it mended
+            logger.exception("the worker of batches")
+            await asyncio.sleep(AGAIN_S)
+        await asyncio.sleep(seconds)
 
 
 def offline_worker(
