@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, Response
 from raybm.core.errors import UserError
 from raybm.serving.files import ExpiresAfter, bounded
 from raybm.serving.gateway import Gateway
-from raybm.serving.offline.record import Batch, Batches, Endpoint
+from raybm.serving.offline.record import Batch, Batches, BatchObject, Endpoint
 from raybm.serving.offline.stored import Files
-from raybm.serving.paging import Page, read
+from raybm.serving.paging import ERRORS, Listed, Page, body, query, read
 
 
 class NewBatch(BaseModel):
@@ -31,11 +31,16 @@ class NewBatch(BaseModel):
     output_expires_after: ExpiresAfter | None = None
 
 
-def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
-    router = APIRouter()
+class BatchList(Listed):
+    data: list[BatchObject]
 
-    @router.post("/v1/batches")
+
+def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
+    router = APIRouter(responses=ERRORS)
+
+    @router.post("/v1/batches", response_model=BatchObject, openapi_extra=body("application/json", NewBatch.model_json_schema()))
     async def create(request: Request) -> Response:
+        """Many requests out of a file, which may take their time."""
         gateway.admit(request)
         spec = gateway.spec
         asked = read(NewBatch, await gateway.limits.body(bounded(request, spec.max_body_bytes, spec.request_timeout_s)))
@@ -49,8 +54,9 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
 
         return JSONResponse((await asyncio.to_thread(created)).wire())
 
-    @router.get("/v1/batches")
+    @router.get("/v1/batches", response_model=BatchList, openapi_extra=query(Page, "limit", "after"))
     async def listed(request: Request) -> Response:
+        """The tenant's batches."""
         gateway.admit(request)
         page = read(Page, dict(request.query_params))
 
@@ -59,13 +65,15 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
 
         return JSONResponse(await asyncio.to_thread(lambda: page.take(batches.ids(request.state.tenant), found)))
 
-    @router.get("/v1/batches/{id}")
+    @router.get("/v1/batches/{id}", response_model=BatchObject)
     async def retrieve(request: Request, id: str) -> Response:
+        """How far it is."""
         gateway.admit(request)
         return JSONResponse((await asyncio.to_thread(batches.get, request.state.tenant, id)).wire())
 
-    @router.post("/v1/batches/{id}/cancel")
+    @router.post("/v1/batches/{id}/cancel", response_model=BatchObject)
     async def cancel(request: Request, id: str) -> Response:
+        """It keeps the answers that it has."""
         gateway.admit(request)
         return JSONResponse((await asyncio.to_thread(batches.cancel, request.state.tenant, id)).wire())
 

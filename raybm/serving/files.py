@@ -17,9 +17,9 @@ from raybm.core.errors import DeadlineExceeded, UserError
 from raybm.serving.gateway import Gateway
 from raybm.serving.limits import BodyTooLarge
 from raybm.serving.offline.record import Batches
-from raybm.serving.offline.stored import Files
+from raybm.serving.offline.stored import FileObject, Files
 from raybm.serving.openai import InvalidRequest
-from raybm.serving.paging import Page, read
+from raybm.serving.paging import ERRORS, Listed, Page, body, query, read
 
 FIELDS_MAX, FIELD_BYTES = 8, 4096
 FORM_BYTES = 65_536  # of a form around its file
@@ -43,16 +43,38 @@ class Upload(BaseModel):
     expires_after: ExpiresAfter | None = None
 
 
-def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
-    router = APIRouter()
+class FileList(Listed):
+    data: list[FileObject]
 
-    @router.post("/v1/files")
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+FORM = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        **{name: field for name, field in Upload.model_json_schema()["properties"].items() if name != "expires_after"},
+        **{f"expires_after[{name}]": field for name, field in ExpiresAfter.model_json_schema()["properties"].items()},
+    },
+}
+
+
+def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
+    router = APIRouter(responses=ERRORS)
+
+    @router.post("/v1/files", response_model=FileObject, openapi_extra=body("multipart/form-data", FORM))
     async def upload(request: Request) -> Response:
         """A file for batches, as multipart/form-data."""
         gateway.admit(request)
-        body = bounded(request, gateway.spec.max_file_bytes + FORM_BYTES, gateway.spec.request_timeout_s)
+        bound = bounded(request, gateway.spec.max_file_bytes + FORM_BYTES, gateway.spec.request_timeout_s)
         try:
-            async with body.form(max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES) as form:
+            async with bound.form(max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES) as form:
                 file = form.get("file")
                 if not isinstance(file, UploadFile):
                     raise InvalidRequest("file: a form (multipart/form-data) with a file of this name is needed.", param="file")
@@ -66,8 +88,9 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
             raise InvalidRequest("the form cannot be read.", remedy="Send multipart/form-data with the fields file and purpose.") from None
         return JSONResponse(stored.wire())
 
-    @router.get("/v1/files")
+    @router.get("/v1/files", response_model=FileList, openapi_extra=query(Page, "limit", "after", "order", "purpose"))
     async def listed(request: Request) -> Response:
+        """The tenant's files."""
         gateway.admit(request)
         page = read(Page, dict(request.query_params))
 
@@ -77,20 +100,23 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
 
         return JSONResponse(await asyncio.to_thread(lambda: page.take(files.ids(request.state.tenant), found)))
 
-    @router.get("/v1/files/{id}")
+    @router.get("/v1/files/{id}", response_model=FileObject)
     async def retrieve(request: Request, id: str) -> Response:
+        """What is known of a file."""
         gateway.admit(request)
         return JSONResponse((await asyncio.to_thread(files.get, request.state.tenant, id)).wire())
 
-    @router.get("/v1/files/{id}/content")
+    @router.get("/v1/files/{id}/content", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
     async def content(request: Request, id: str) -> Response:
+        """The file itself."""
         gateway.admit(request)
         file = await asyncio.to_thread(files.get, request.state.tenant, id)
         headers = {"Content-Length": str(file.bytes), "X-Content-Type-Options": "nosniff"}
         return StreamingResponse(files.content(request.state.tenant, file), media_type="application/octet-stream", headers=headers)
 
-    @router.delete("/v1/files/{id}")
+    @router.delete("/v1/files/{id}", response_model=Deleted)
     async def delete(request: Request, id: str) -> Response:
+        """Refused while a batch reads it."""
         gateway.admit(request)
 
         def unless_in_use() -> None:

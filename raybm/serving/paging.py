@@ -27,6 +27,53 @@ def read(cls: type[M], data: dict[str, Any] | bytes) -> M:
     raise InvalidRequest(f"{param or 'body'}: {first['msg']}.", param=param)
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request is wrong."},
+    401: {"description": "No key, or an unknown one."},
+    404: {"description": "There is no such file or batch."},
+    413: {"description": "The body or the file is too large."},
+    429: {"description": "The tenant's requests are used up; Retry-After says when there are more."},
+    504: {"description": "Nothing of the body came for too long."},
+}
+"""What the routes tell FastAPI of their errors."""
+
+
+def body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A route's `openapi_extra`, where it reads the body itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": inlined(schema)}}}}
+
+
+def query(cls: type[BaseModel], *names: str) -> dict[str, Any]:
+    """A route's `openapi_extra`, where it reads these parameters itself."""
+    properties = inlined(cls.model_json_schema())["properties"]
+    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": properties[name]} for name in names]}
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without `$defs`, which an OpenAPI document has elsewhere."""
+    defs = schema.get("$defs", {})
+
+    def within(part: Any) -> Any:
+        if isinstance(part, list):
+            return [within(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return within(defs[part["$ref"].rpartition("/")[2]])
+        return {key: within(value) for key, value in part.items() if key != "$defs"}
+
+    return dict(within(schema))
+
+
+class Listed(BaseModel):
+    """What `Page.take` gives."""
+
+    object: Literal["list"]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class Page(BaseModel):
     """The query of a list; other keys are ignored."""
 

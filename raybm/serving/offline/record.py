@@ -18,7 +18,6 @@ Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", 
 ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 ENDED: tuple[Status, ...] = ("failed", "completed", "expired", "cancelled")
-INTERNAL = ("tenant", "output_id", "error_id", "output_expires_after_s")
 
 
 class Mistake(Spec):
@@ -36,14 +35,21 @@ class Counts(Spec):
     failed: int = 0
 
 
-class Batch(Spec):
+class Mistakes(Spec):
+    object: Literal["list"] = "list"
+    data: tuple[Mistake, ...]
+
+
+class BatchObject(Spec):
+    """OpenAI's batch object."""
+
     id: str
-    tenant: str
+    object: Literal["batch"] = "batch"
     endpoint: Endpoint
     input_file_id: str
     completion_window: Literal["24h"]
     status: Status = "validating"
-    errors: tuple[Mistake, ...] = ()
+    errors: Mistakes | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
     created_at: int
@@ -57,15 +63,17 @@ class Batch(Spec):
     cancelled_at: int | None = None
     request_counts: Counts = Counts()
     metadata: dict[str, str] | None = None
+
+
+class Batch(BatchObject):
+    tenant: str
     output_id: str
     """What the output file will be called; `output_file_id` says so once it is there."""
     error_id: str
     output_expires_after_s: int | None = None
 
     def wire(self) -> dict[str, Any]:
-        """OpenAI's batch object."""
-        fields = self.model_dump(mode="json", exclude=set(INTERNAL))
-        return fields | {"object": "batch", "errors": {"object": "list", "data": fields["errors"]} if self.errors else None}
+        return self.model_dump(mode="json", include=set(BatchObject.model_fields))
 
 
 class Batches:

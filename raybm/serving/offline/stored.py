@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,18 +30,24 @@ class Missing(NotFound):
 R = TypeVar("R", bound=Spec)
 
 
-class StoredFile(Spec):
+class FileObject(Spec):
+    """OpenAI's file object."""
+
     id: str
-    filename: str
-    purpose: Purpose
+    object: Literal["file"] = "file"
     bytes: int
-    parts: int
     created_at: int
     expires_at: int | None = None
+    filename: str
+    purpose: Purpose
+    status: Literal["processed"] = "processed"
 
-    def wire(self) -> dict[str, object]:
-        """OpenAI's file object."""
-        return {"object": "file", "status": "processed", **self.model_dump(exclude={"parts"})}
+
+class StoredFile(FileObject):
+    parts: int
+
+    def wire(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include=set(FileObject.model_fields))
 
 
 def new_id(prefix: str, now: float) -> str:

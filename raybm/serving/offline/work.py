@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from raybm.serving import statuses
 from raybm.serving.offline.lines import OVERHEAD_BYTES, Line, check, numbered, requests
-from raybm.serving.offline.record import ENDED, Batch, Batches, Counts, Mistake, Results, Status
+from raybm.serving.offline.record import ENDED, Batch, Batches, Counts, Mistake, Mistakes, Results, Status
 from raybm.serving.offline.stored import Files, Missing
 from raybm.serving.openai import InvalidRequest
 
@@ -94,7 +94,11 @@ class Work:
         def checked(batch: Batch) -> Batch:
             if batch.status != "validating":  # cancelled meanwhile
                 return batch
-            return _to(batch, "failed", now, errors=mistakes) if mistakes else _to(batch, "in_progress", now, request_counts=counts)
+            return (
+                _to(batch, "failed", now, errors=Mistakes(data=mistakes))
+                if mistakes
+                else _to(batch, "in_progress", now, request_counts=counts)
+            )
 
         await self._change(checked)
 
@@ -203,7 +207,7 @@ class Work:
         now = int(self._tools.clock())
         await self._change(lambda b: _to(b, "finalizing", now) if b.status == "in_progress" else b)
         end: Status = "completed"
-        mistakes: tuple[Mistake, ...] = ()
+        mistakes = None
         if self._batch.status == "cancelling":
             end = "cancelled"
         elif len(self._done) < self._batch.request_counts.total:
@@ -211,7 +215,7 @@ class Work:
                 await self._expire()
                 end = "expired"
             except Missing:
-                end, mistakes = "failed", (DELETED,)
+                end, mistakes = "failed", Mistakes(data=(DELETED,))
         output = await asyncio.to_thread(self._file, True)
         errors = await asyncio.to_thread(self._file, False)
         counts = Counts(total=self._batch.request_counts.total, completed=self._completed, failed=self._failed)
