@@ -54,7 +54,7 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
 
         return JSONResponse((await asyncio.to_thread(created)).wire())
 
-    @router.get("/v1/batches", response_model=BatchList, openapi_extra=query(Page, "limit", "after"))
+    @router.get("/v1/batches", response_model=BatchList, openapi_extra=query(Page))
     async def listed(request: Request) -> Response:
         """The tenant's batches."""
         gateway.admit(request)

@@ -43,6 +43,10 @@ class Upload(BaseModel):
     expires_after: ExpiresAfter | None = None
 
 
+class FilePage(Page):
+    purpose: str | None = None
+
+
 class FileList(Listed):
     data: list[FileObject]
 
@@ -88,11 +92,11 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
             raise InvalidRequest("the form cannot be read.", remedy="Send multipart/form-data with the fields file and purpose.") from None
         return JSONResponse(stored.wire())
 
-    @router.get("/v1/files", response_model=FileList, openapi_extra=query(Page, "limit", "after", "order", "purpose"))
+    @router.get("/v1/files", response_model=FileList, openapi_extra=query(FilePage))
     async def listed(request: Request) -> Response:
         """The tenant's files."""
         gateway.admit(request)
-        page = read(Page, dict(request.query_params))
+        page = read(FilePage, dict(request.query_params))
 
         def found(id: str) -> dict[str, Any] | None:
             file = files.get(request.state.tenant, id)

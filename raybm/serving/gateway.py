@@ -15,6 +15,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
@@ -178,7 +179,11 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
         app.include_router(router)
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return statuses.response(error)
+        response = statuses.response(error)
+        if response.status_code == 405:  # of a path with several methods, Starlette names those of the first route only
+            matching = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            response.headers["Allow"] = ", ".join(sorted({method for route in matching for method in getattr(route, "methods", ())}))
+        return response
 
     app.add_exception_handler(RaybmError, refuse)
     app.add_exception_handler(HTTPException, refuse)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raybm.serving.offline.stored import Missing
 from raybm.serving.openai import InvalidRequest
@@ -43,10 +43,10 @@ def body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": inlined(schema)}}}}
 
 
-def query(cls: type[BaseModel], *names: str) -> dict[str, Any]:
-    """A route's `openapi_extra`, where it reads these parameters itself."""
+def query(cls: type[BaseModel]) -> dict[str, Any]:
+    """A route's `openapi_extra`, where it reads its parameters itself."""
     properties = inlined(cls.model_json_schema())["properties"]
-    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": properties[name]} for name in names]}
+    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]}
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:
@@ -75,14 +75,15 @@ class Listed(BaseModel):
 
 
 class Page(BaseModel):
-    """The query of a list; other keys are ignored."""
+    """The query of a list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)] = PAGE_MAX
     after: str | None = None
     """The id before the first of this page."""
     order: Literal["asc", "desc"] = "desc"
-    purpose: str | None = None
-    """Of files."""
+    """By age."""
 
     def take(self, ids: Sequence[str], found: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
         """A page of the objects that `found` gives for `ids` (the newest first); None and Missing are left out. Blocks."""

@@ -80,7 +80,10 @@ def test_uploads_that_are_refused(tmp_path: Path) -> None:
                 response = await http.post("/v1/files", **request)
                 assert response.status_code == status, (request, response.text)
                 assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-            assert (await http.get("/v1/files?limit=x")).status_code == 400
+            for query in ("limit=x", "limit=0", "colour=red", "order=up"):
+                response = await http.get(f"/v1/files?{query}")
+                assert response.status_code == 400 and "red" not in response.text
+            assert (await http.request("PUT", "/v1/files")).headers["allow"] == "GET, POST"
             assert (await http.post("/v1/files", files={"file": ok}, data={"purpose": "batch"})).status_code == 200
             # nothing is left of what was refused
             assert len(house.storage.folders("files")) == 1 and len((await http.get("/v1/files")).json()["data"]) == 1
