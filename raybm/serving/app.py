@@ -13,8 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
+from raybm.core.storage import open_storage
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
-from raybm.serving import autoscaling
+from raybm.serving import autoscaling, batches, files
 from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
 from raybm.serving.coldstart import load
@@ -23,11 +24,14 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
 from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.metrics import version
+from raybm.serving.offline.record import Batches
+from raybm.serving.offline.stored import Files, serving_storage
+from raybm.serving.offline.worker import offline_worker
 from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
 from raybm.serving.tracing import Traced, tracer
 from raybm.serving.watch import Origin
-from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
+from raybm.spec.serve import BATCHES_CPUS, BATCHES_NAME, GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
 
@@ -50,7 +54,13 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         graceful_shutdown_timeout_s=spec.gateway.request_timeout_s,
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
-    return gateway.bind(spec.canonical(), models)
+    worker = serve.deployment(BatchWorker).options(
+        name=BATCHES_NAME,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": BATCHES_CPUS},
+        graceful_shutdown_timeout_s=1.0,  # what it leaves is taken up by the next one
+    )
+    return gateway.bind(spec.canonical(), models, worker.bind(spec.canonical(), models))
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -90,7 +100,8 @@ def _placement(model: ServedModel) -> dict[str, Any]:
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
+    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], worker: DeploymentHandle) -> None:
+        """`worker`: Serve starts what its ingress is bound to. The two meet in the storage only."""
         log_with_serve()
         stay_on_loopback()
         serving = ServeSpec.parse(spec)
@@ -105,9 +116,12 @@ class Ingress:
             queues={model.name: Queue(*size(model, serving.gateway)) for model in serving.models},
             versions={model.name: version(model.ref) for model in serving.models},
         )
+        self._store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return Traced(create_app(self._gateway), tracer("raybm-gateway"))
+        store = Files(self._store), Batches(self._store)
+        app = create_app(self._gateway, files.routes(self._gateway, *store), batches.routes(self._gateway, *store))
+        return Traced(app, tracer("raybm-gateway"))
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
@@ -116,6 +130,24 @@ class Ingress:
         status = await asyncio.wait_for(asyncio.shield(self._status), STATUS_TIMEOUT_S)
         deployments = status.applications[app].deployments
         return {name: deployments[name].status.value for name in self._awake if not deployments[name].replica_states.get("RUNNING")}
+
+
+class BatchWorker:
+    """The deployment of the worker of offline batches, which nobody calls: it finds its work in the storage."""
+
+    async def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_with_serve()
+        stay_on_loopback()
+        serving = ServeSpec.parse(spec)
+        store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
+        room = {model.name: model.offline_requests or max(1, model.max_ongoing_requests // 4) for model in serving.models}
+        worker = offline_worker(serving.gateway, {name: Failover(Remote(handle)) for name, handle in handles.items()}, room, store)
+        self._running = asyncio.create_task(worker.run())
+
+    def check_health(self) -> None:
+        """Serve replaces the worker when this raises."""
+        if self._running.done():
+            self._running.result()
 
 
 class Remote:

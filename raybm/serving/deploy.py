@@ -21,7 +21,7 @@ from typing import Protocol
 from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
 from raybm.core.spec import load
 from raybm.serving import ingress
-from raybm.spec.serve import HttpOptions, ServeConfig, ServedModel
+from raybm.spec.serve import BATCHES_CPUS, HttpOptions, ServeConfig, ServedModel
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL_S = 0.5
@@ -103,7 +103,7 @@ def needs(config: ServeConfig) -> tuple[float, float]:
     """CPUs and GPUs of all replicas at their most."""
     specs = [application.args for application in config.applications]
     models: list[ServedModel] = [model for spec in specs for model in spec.models]
-    cpus = sum(spec.gateway.cpus * spec.gateway.replicas for spec in specs)
+    cpus = sum(spec.gateway.cpus * spec.gateway.replicas + BATCHES_CPUS for spec in specs)
     cpus += sum(model.cpus * model.autoscaling.max_replicas for model in models)
     return math.ceil(cpus), sum(model.gpus * model.autoscaling.max_replicas for model in models)
 

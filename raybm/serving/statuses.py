@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UpstreamFailed, UserError
 from raybm.serving.auth import Unauthenticated
 from raybm.serving.limits import BodyTooLarge, BodyTooSlow, HeadersTooLarge, RateLimited, Refused
+from raybm.serving.offline.stored import Missing
 from raybm.serving.wire import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (BodyTooLarge, Status(413, "invalid_request_error", "body_too_large")),
     (HeadersTooLarge, Status(431, "invalid_request_error", "headers_too_large")),
     (BodyTooSlow, Status(408, "invalid_request_error", "body_too_slow")),
+    (Missing, Status(404, "invalid_request_error", "not_found")),
     (NotFound, Status(404, "invalid_request_error", "model_not_found")),
     (Unsupported, Status(400, "invalid_request_error", "unsupported_by_model")),
     (UserError, Status(400, "invalid_request_error", "invalid_request")),

@@ -14,6 +14,8 @@ from raybm.models.spec import Reference
 from raybm.spec.autoscaling import Autoscaling
 
 GATEWAY_NAME = "gateway"  # the gateway's deployment; models' deployments have the models' names
+BATCHES_NAME = "batches"  # that of the worker of offline batches
+BATCHES_CPUS = 0.1  # it waits for models nearly all of its time
 
 
 def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
@@ -43,6 +45,9 @@ class ServedModel(Spec):
     """Requests that one replica holds at once."""
     max_queued_requests: PositiveInt = 256
     """Requests that wait for a replica; one more is refused with 503."""
+    offline_requests: PositiveInt | None = None
+    """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room. Default: a
+    quarter of max_ongoing_requests."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
@@ -85,6 +90,10 @@ class GatewaySpec(Spec):
     """A larger request is refused with 413."""
     max_inputs: PositiveInt = 256
     """Texts in one classification or embedding request."""
+    max_file_bytes: PositiveInt = 200_000_000
+    """A larger file (`/v1/files`) is refused with 413."""
+    max_batch_lines: PositiveInt = 50_000
+    """Requests in one offline batch (`/v1/batches`)."""
     request_timeout_s: PositiveFloat = 120.0
     """A request that has not been answered by then ends with an error."""
     cpus: NonNegativeFloat = 0.5
@@ -112,7 +121,7 @@ class ServeSpec(Spec):
     """A gateway and the models behind it."""
 
     storage: str = "~/.raybm"
-    """Where the registry is: a folder or s3://bucket/prefix."""
+    """Where the registry is, and clients' files and batches: a folder that all nodes share, or s3://bucket/prefix."""
     models: Annotated[tuple[ServedModel, ...], Field(min_length=1)]
     gateway: GatewaySpec = GatewaySpec()
 
@@ -126,8 +135,8 @@ class ServeSpec(Spec):
         Check(
             ("models",),
             lambda models: (
-                (f"{GATEWAY_NAME!r} is the gateway's own name.", "Call the model something else.")
-                if any(m.name == GATEWAY_NAME for m in models)
+                (f"{GATEWAY_NAME!r} and {BATCHES_NAME!r} are the gateway's own names.", "Call the model something else.")
+                if any(m.name in (GATEWAY_NAME, BATCHES_NAME) for m in models)
                 else None
             ),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -20,8 +21,11 @@ from ray.serve.context import _get_global_client
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.spec import load
+from raybm.core.storage import open_storage
 from raybm.serving.app import application
 from raybm.serving.deploy import Endpoint, check_models, run
+from raybm.serving.offline.record import Batches
+from raybm.serving.offline.stored import serving_storage
 from raybm.spec import ServeConfig, ServeSpec
 from tests.fakes import EchoEngine, LengthClassifier
 
@@ -56,12 +60,12 @@ def minilm(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def fakes(minilm: Endpoint) -> str:
+def fakes(minilm: Endpoint, s3: str) -> str:
     models = [
-        {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2},
+        {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2, "offline_requests": 3},
         {"name": "size", "ref": "file:/none", "cpus": 0.1, "engine": {"kind": "transformers", "max_batch": 16, "batch_wait_ms": 30_000}},
     ]
-    spec = ServeSpec.parse({"models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60}})
+    spec = ServeSpec.parse({"storage": f"{s3}/fakes", "models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60}})
     serve.run(application(spec, {"chat": EchoEngine, "size": LengthClassifier}), name="fakes", route_prefix="/fakes")
     url = f"http://127.0.0.1:{PORT}/fakes"
     wait(lambda: httpx.get(f"{url}/ready").status_code == 200)
@@ -230,6 +234,50 @@ def test_stream_of_a_killed_gateway_is_come_back_for(fakes: str) -> None:
 def gateway_process() -> int:
     details = _get_global_client().get_serve_details()
     return int(details["applications"]["fakes"]["deployments"]["gateway"]["replicas"][0]["pid"])
+
+
+def test_batch_goes_on_where_a_killed_worker_left_it(fakes: str, s3: str) -> None:
+    """On S3, through the proxy, with the official client; the worker is killed when a part of the lines is done."""
+    client = openai.OpenAI(api_key="none", base_url=f"{fakes}/v1", max_retries=0)
+    lines = [
+        {
+            "custom_id": str(n),
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "chat", "messages": [{"role": "user", "content": "!slow" if n < 140 else "!long"}], "max_tokens": 10},
+        }
+        for n in range(150)
+    ]
+    data = "".join(json.dumps(line) + " " * 50_000 + "\n" for line in lines).encode()  # 10 MB, in parts
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    assert client.files.content(file.id).content == data
+    id = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+    wait(lambda: client.batches.retrieve(id).request_counts.completed > 0)
+    storage = serving_storage(open_storage(f"{s3}/fakes"), "fakes")
+    worker = json.loads(Batches(storage).folder("anonymous", id).read("lease.json"))["pid"]
+    os.kill(worker, signal.SIGKILL)
+    before = client.batches.retrieve(id)
+    assert before.status == "in_progress" and before.request_counts.completed < 140
+    wait(lambda: client.batches.retrieve(id).status == "completed", 120)
+    batch = client.batches.retrieve(id)
+    assert batch.request_counts.model_dump() == {"total": 150, "completed": 140, "failed": 10}
+    done = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    refused = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+    assert sorted(int(row["custom_id"]) for row in done + refused) == list(range(150))
+    assert {row["response"]["status_code"] for row in refused} == {400}
+
+
+def test_batch_is_cancelled_and_frees_its_slots(fakes: str) -> None:
+    client = openai.OpenAI(api_key="none", base_url=f"{fakes}/v1", max_retries=0)
+    begun, closed = begun_and_closed(fakes)
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!stuck"}]}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    id = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+    wait(lambda: begun_and_closed(fakes) == [begun + 1, closed])
+    assert client.batches.cancel(id).status == "cancelling"
+    wait(lambda: client.batches.retrieve(id).status == "cancelled")
+    wait(lambda: begun_and_closed(fakes) == [begun + 1, closed + 1])
 
 
 def test_model_that_cannot_start_says_why(minilm: Endpoint, tmp_path: Path) -> None:
