@@ -12,6 +12,7 @@ import httpx
 import openai
 
 from raybm.core.storage import Storage
+from raybm.engines.protocol import Answer
 from raybm.serving import batches, files
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway
