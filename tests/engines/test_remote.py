@@ -39,6 +39,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.asked: list[tuple[dict[str, Any], str | None]] = []
+        self.ports: list[int] = []
         self.left, self.lists = threading.Event(), 200
         self.app = Starlette(
             routes=[
@@ -54,6 +55,7 @@ class Endpoint:
     async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append((body, request.headers.get("authorization")))
+        self.ports.append(request.scope["client"][1])
         what = body["messages"][-1]["content"]
         if what.isdigit():
             return JSONResponse({"error": {"message": "temperature is too hot"}}, int(what), {"x-secret": "a header"})
@@ -145,6 +147,19 @@ def test_streams_and_whole_answers(served: tuple[Endpoint, str], monkeypatch: py
     asyncio.run(engine(url, max_tokens_key="max_completion_tokens").complete(chat("hello")))
     body, key = endpoint.asked[-1]
     assert key is None and body["max_completion_tokens"] == 9 and "max_tokens" not in body
+
+
+def test_connections_are_taken_again(served: tuple[Endpoint, str]) -> None:
+    endpoint, url = served
+    remote, before = engine(url), len(endpoint.ports)
+
+    async def several() -> None:
+        for _ in range(3):
+            assert len([delta async for delta in remote.generate(chat("hello"))]) == 3
+            await remote.complete(chat("hello"))
+
+    asyncio.run(asyncio.wait_for(several(), 20))
+    assert len(set(endpoint.ports[before:])) == 1
 
 
 def test_vectors_in_order_and_in_parts(served: tuple[Endpoint, str]) -> None:

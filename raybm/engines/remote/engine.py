@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it writes a line a request
 
 UNBOUNDED = 10**9  # tokens: the endpoint knows its context, and refuses what is longer
+DRAIN_S = 1.0
 REMEDY = "See that endpoint, or try again."
 
 
@@ -63,8 +64,12 @@ class RemoteEngine:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         stream = wire.Stream()
         async with self._answer(path, body) as response:
-            async for event in httpx2.EventSource(response):
+            events = aiter(httpx2.EventSource(response))
+            async for event in events:
                 if event.data == "[DONE]":
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(DRAIN_S):
+                            await anext(events, None)  # to the end of the body: only then is the connection taken again
                     break
                 chunk = wire.document(event.data)
                 if "error" in chunk:

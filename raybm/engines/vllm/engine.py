@@ -134,8 +134,7 @@ class VllmEngine:
             frequency_penalty=request.frequency_penalty,
             presence_penalty=request.presence_penalty,
             logprobs=request.logprobs,
-            # on one line: with free white space a small model may write nothing else
-            structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema), disable_any_whitespace=True),
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
             output_kind=RequestOutputKind.DELTA,
         )
         names = [tool["function"]["name"] for tool in request.tools]
@@ -163,6 +162,8 @@ async def _start(spec: Vllm, folder: Path) -> Any:
         "kv_cache_memory_bytes": spec.cache_bytes,
         "enable_prefix_caching": spec.prefix_cache,
         "enforce_eager": not (on_gpu if spec.compile is None else spec.compile),
+        # llguidance, as the transformers engine has it; with free white space a small model may write nothing else
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
         "disable_log_stats": True,
     }
     if spec.adapters:
