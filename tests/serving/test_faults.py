@@ -80,7 +80,13 @@ class Service:
         """Waits until it runs."""
         scale = {"min_replicas": replicas, "max_replicas": replicas}
         models = [
-            {"name": "lm", "ref": "file:/none", "cpus": 0.1, "autoscaling": scale, "engine": {"batch_wait_ms": version}},
+            {
+                "name": "lm",
+                "ref": "file:/none",
+                "cpus": 0.1,
+                "autoscaling": scale,
+                "engine": {"kind": "transformers", "batch_wait_ms": version},
+            },
             {"name": "size", "ref": "file:/none", "cpus": 0.1},
         ]
         spec = ServeSpec.parse({"models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60, "max_inputs": version}})
