@@ -40,7 +40,7 @@ def posted(kind: type[wire.Wire]) -> Json:
     return {
         "responses": {**errors(*STATUSES), **streamed},
         "openapi_extra": {"requestBody": body},
-        "description": kind.__doc__,
+        "summary": (kind.__doc__ or "").split("\n\n")[0].replace("\n    ", " "),
     }
 
 
@@ -66,6 +66,8 @@ def describe(app: FastAPI, kinds: list[type[wire.Wire]], keys: bool) -> Callable
                     operation["responses"].pop("422", None)  # FastAPI's own, for a path's name: any text is one
                     if keys and path not in ("/health", "/ready"):
                         operation["security"] = [{"key": []}]
+            for unused in ("HTTPValidationError", "ValidationError"):
+                components["schemas"].pop(unused, None)
             if keys:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return dict(app.openapi_schema or {})

@@ -40,7 +40,7 @@ def _sayable(value: Any) -> Any:
 
 
 class Classify(Predict):
-    """{model, input} → per input what the model predicts: of a classifier its label, the label's score and every label's score."""
+    """What a model predicts of texts or rows: of a classifier the label, its score and every label's score."""
 
     input: str | Row | Annotated[list[str | Row], Field(min_length=1)]
     """A text, or a row of what the model takes, such as {"question", "context"}, {"tokens"} or a table's columns; or several."""
@@ -51,7 +51,7 @@ class Classify(Predict):
 
 
 class ClassifyImages(Predict):
-    """{model, input} → per picture its label, the label's score and every label's score."""
+    """The labels of pictures, with every label's score."""
 
     input: Picture | Annotated[list[Picture], Field(min_length=1)]
     """A picture as a data URL (data:image/png;base64,…), or several. Nothing is fetched from anywhere."""

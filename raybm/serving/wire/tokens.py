@@ -14,12 +14,13 @@ from raybm.serving.wire.base import Json, Wire
 from raybm.serving.wire.chat import Conversation, Tool, plain
 
 IDS_MAX = 1_000_000
+PROMPT_MAX = 262_144  # characters: a tokenizer, which reads one text after another, may take a second for so many
 
 
 class Tokenize(Wire):
     """The tokens of a prompt, or of a conversation as the model's chat template renders it."""
 
-    prompt: str | None = None
+    prompt: Annotated[str, Field(max_length=PROMPT_MAX)] | None = None
     messages: Conversation | None = None
     """Instead of a prompt."""
     tools: list[Tool] = []
