@@ -25,6 +25,7 @@ class GenerateRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    written: tuple[int, ...] = ()  # the answer's tokens so far, out of the `ids` of another replica's deltas: go on behind them
     frequency_penalty: float = 0.0  # taken from a token's logit for each time that the answer has it already
     presence_penalty: float = 0.0  # taken once from the logit of each token that the answer has already
     logprobs: int | None = None  # with each token its log-probability, and those of so many likeliest ones
@@ -62,7 +63,11 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer: new text and how many tokens it took. The last one carries `finish_reason`."""
+    """A piece of an answer: new text and how many tokens it took. The last one carries `finish_reason`.
+
+    The answer can be gone on with elsewhere from the `ids` of all deltas so far: what an engine gives out is a function of the request
+    and of them. `max_tokens` counts them, the text they make is not given out again, and a seeded draw comes out as it would have.
+    """
 
     text: str
     tokens: int  # sampled since the last delta, the end-of-text token included
@@ -70,6 +75,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     logprobs: tuple[Chosen, ...] = ()
     calls: tuple[ToolCall, ...] = ()
+    ids: tuple[int, ...] = ()  # those tokens
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Stream:
             text = said.get("text") if said is choice else said.get("content")
             chosen = _chosen(choice.get("logprobs"), self.characters)
             self.characters += sum(len(token.token) for token in chosen)
-            delta = Delta(text or "", max(1, len(chosen)), 0, _reason(choice.get("finish_reason")), chosen)
+            delta = Delta(text or "", max(1, len(chosen)), 0, _reason(choice.get("finish_reason")), logprobs=chosen)
         if delta is None or not (delta.text or delta.logprobs or delta.finish_reason):
             return None
         if delta.finish_reason:
@@ -90,7 +90,8 @@ class Stream:
             return None
         last, calls = self.last, tuple(ToolCall(index, *self.calls[index]) for index in sorted(self.calls))
         written = self.usage.get("completion_tokens", self.tokens + bool(last.text))
-        return Delta(last.text, max(0, written - self.tokens), self.usage.get("prompt_tokens", 0), last.finish_reason, last.logprobs, calls)
+        counts = max(0, written - self.tokens), self.usage.get("prompt_tokens", 0)
+        return Delta(last.text, *counts, last.finish_reason, logprobs=last.logprobs, calls=calls)
 
 
 def whole(answer: Json) -> Answer:
