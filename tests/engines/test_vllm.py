@@ -148,3 +148,19 @@ def test_adapters_are_read_when_they_are_asked_for(smol: Any, odd: tuple[Path, P
     assert answer(smol, content, adapter="odd").text != plain == answer(smol, content).text
     with pytest.raises(NotFound, match=r"adapter_config\.json"):
         answer(smol, content, adapter="gone")
+
+
+@with_vllm
+def test_an_answer_is_gone_on_with(smol: Any) -> None:
+    async def deltas(**more: Any) -> list[Any]:
+        request = GenerateRequest(messages=[{"role": "user", "content": "Count from one to ten."}], temperature=0, max_tokens=12, **more)
+        return [delta async for delta in smol.generate(request)]
+
+    whole = asyncio.run(deltas())
+    ids = [token for delta in whole for token in delta.ids]
+    assert len(ids) == sum(delta.tokens for delta in whole)
+    rest = asyncio.run(deltas(written=tuple(ids[:5])))
+    assert [token for delta in rest for token in delta.ids] == ids[5:] and rest[-1].prompt_tokens == whole[-1].prompt_tokens
+    (end,) = asyncio.run(deltas(written=tuple(ids)))
+    assert (end.text, end.tokens, end.finish_reason) == ("", 0, whole[-1].finish_reason)
+    assert not any(delta.ids for delta in asyncio.run(deltas(stop=("x",))))

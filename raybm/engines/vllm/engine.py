@@ -59,17 +59,22 @@ class VllmEngine:
             raise RaybmError(what, where=str(folder), remedy="See the replica's log.") from error
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.tokenizing = threading.Lock()
-        end = self.tokenizer.eos_token_id
-        self.vocabulary = Vocabulary(self.tokenizer, [] if end is None else [end])
+        given = self._llm.model_config.try_get_generation_config().get("eos_token_id", self.tokenizer.eos_token_id)
+        self._ends = frozenset(given if isinstance(given, list) else [] if given is None else [given])
+        self.vocabulary = Vocabulary(self.tokenizer, self._ends)
         self.signature = signature.model_copy(update={"max_length": self._llm.model_config.max_model_len})
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         self.check()
-        ids, sampling, answer = await asyncio.to_thread(self._asked, request)
-        adapter = None if request.adapter is None else await asyncio.to_thread(self._adapter, request.adapter)
-        number = uuid.uuid4().hex
-        outputs = self._loop.stream(lambda: self._llm.generate({"prompt_token_ids": ids}, sampling, number, lora_request=adapter))
+        outputs = None
         try:
+            ids, sampling, answer = await asyncio.to_thread(self._asked, request)
+            if answer.over:
+                yield Delta("", 0, answer.prompt_tokens, answer.over)
+                return
+            adapter = None if request.adapter is None else await asyncio.to_thread(self._adapter, request.adapter)
+            number = uuid.uuid4().hex
+            outputs = self._loop.stream(lambda: self._llm.generate({"prompt_token_ids": ids}, sampling, number, lora_request=adapter))
             async for output in outputs:
                 yield answer.delta(output)
         except RaybmError:
@@ -80,7 +85,8 @@ class VllmEngine:
             self.check()
             raise RaybmError(f"generation broke down: {type(error).__name__}: {error}", remedy="See the replica's log.") from error
         finally:
-            await outputs.aclose()
+            if outputs is not None:
+                await outputs.aclose()
 
     def tokenize(self, request: GenerateRequest, special: bool = True) -> Tokens:
         with self.tokenizing:
@@ -124,9 +130,10 @@ class VllmEngine:
         with self.tokenizing:
             ids = prompt_ids(self.tokenizer, request, self.signature.max_length)
             calls = style(self.tokenizer, request)
+        limit = answer_limit(len(ids), request, self.signature.max_length)
         schema = toolcalls.schema(request.tools) if request.must_call else request.schema
         sampling = SamplingParams(
-            max_tokens=answer_limit(len(ids), request, self.signature.max_length),
+            max_tokens=max(1, limit - len(request.written)),
             temperature=request.temperature,
             top_p=request.top_p,
             seed=None if request.seed is None else request.seed % 2**63,
@@ -138,7 +145,13 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
         )
         names = [tool["function"]["name"] for tool in request.tools]
-        return ids, sampling, _Answer(len(ids), self.vocabulary, toolcalls.CallStream(calls, names) if calls else None)
+        answer = _Answer(len(ids), self.vocabulary, toolcalls.CallStream(calls, names) if calls else None)
+        # Where it can be gone on with: a prompt restores nothing of what the other ways to choose a token remember.
+        penalties = request.frequency_penalty or request.presence_penalty
+        answer.tells = request.temperature == 0 and not (request.stop or schema or request.tools or penalties)
+        if request.written:  # by another replica: all of it, if only the word of the end was lost
+            answer.over = "stop" if request.written[-1] in self._ends else "length" if len(request.written) >= limit else None
+        return [*ids, *request.written], sampling, answer
 
 
 async def _start(spec: Vllm, folder: Path) -> Any:
@@ -179,6 +192,8 @@ class _Answer:
     def __init__(self, prompt_tokens: int, vocabulary: Vocabulary, calls: toolcalls.CallStream | None) -> None:
         self.prompt_tokens, self.vocabulary, self.calls = prompt_tokens, vocabulary, calls
         self.offset = 0  # characters of the tokens so far
+        self.tells = False  # the ids of its tokens
+        self.over: FinishReason | None = None  # before it began
 
     def delta(self, output: Any) -> Delta:
         piece = output.outputs[0]
@@ -194,7 +209,8 @@ class _Answer:
                 text, calls = text + rest, calls + last
             if finish == "stop" and self.calls.found:
                 finish = "tool_calls"
-        return Delta(text, len(piece.token_ids), self.prompt_tokens, finish, logprobs=tuple(self._likely(piece)), calls=calls)
+        ids = tuple(piece.token_ids) if self.tells else ()
+        return Delta(text, len(piece.token_ids), self.prompt_tokens, finish, ids=ids, logprobs=tuple(self._likely(piece)), calls=calls)
 
     def _likely(self, piece: Any) -> list[Chosen]:
         made = []
