@@ -90,7 +90,6 @@ class Ingress:
         self._status: asyncio.Task[Any] | None = None
         models = {name: Remote(handle) for name, handle in handles.items()}
         self._gateway = Gateway(GatewaySpec.parse(spec), models, self._missing)
-
         self._store = serving_storage(open_storage(storage), serve.get_replica_context().app_name)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
