@@ -132,7 +132,7 @@ def _haproxy() -> Finding:
     path = haproxy()
     if path is None:
         return Finding(
-            "HAProxy", None, "not found; Serve's own proxy takes its place, and four times the processor", "apt-get install haproxy"
+            "HAProxy", None, "not found; `proxy: auto` takes Serve's own, and four times the processor", "apt-get install haproxy"
         )
     return Finding("HAProxy", True, path)
 

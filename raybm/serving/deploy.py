@@ -147,6 +147,7 @@ def _say_cold_starts(config: ServeConfig, say: Say) -> None:
     """How long one replica of each model took to start, by part. Models that sleep have none to ask."""
     from ray import serve
     from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     from raybm.serving import coldstart
 
@@ -156,7 +157,7 @@ def _say_cold_starts(config: ServeConfig, say: Say) -> None:
                 handle = serve.get_deployment_handle(model.name, app.name)
                 try:
                     parts = handle.cold_start.remote().result(timeout_s=COLD_START_TIMEOUT_S)
-                except (TimeoutError, RayError):  # it has gone again; what is told here nobody depends on
+                except (TimeoutError, RayError, RayServeException):  # it has gone again; what is told here nobody depends on
                     continue
                 say(f"{model.name} started in {coldstart.line(parts)}.")
 

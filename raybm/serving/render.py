@@ -21,7 +21,7 @@ proxy_location: EveryNode
 http_options:
   host: 127.0.0.1  # only this machine; behind a load balancer 0.0.0.0, and then with api_keys
   port: 8000
-  proxy: auto  # {proxy}
+  proxy: python  # {proxy}
 applications:
   - name: raybm
     route_prefix: /
@@ -71,7 +71,7 @@ def render(refs: list[str], storage: str) -> str:
                 gpus=default.gpus,
             )
         )
-    proxy = "HAProxy where `raybm deploy` starts Ray itself, since this machine has it" if haproxy() else "python: there is no HAProxy here"
+    proxy = "Serve's own; auto takes HAProxy where there is one" + (", as on this machine" if haproxy() else "")
     text = HEAD.format(proxy=proxy, storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
     data, lines = yamlfile.parse(text, "render")
     parse(ServeConfig, data, "render", lines)

@@ -49,7 +49,7 @@ class Watch:
         )
         self._cold = metrics.Gauge("raybm_cold_start_seconds", "Parts of this replica's start.", tag_keys=("model", "version", "part"))
         for metric in (self._queue, self._batch, self._cold):
-            metric.set_default_tags(dict(tags))  # Serve adds its own to what it is given
+            metric.set_default_tags(dict(tags))  # Serve adds its own to what it gets, and refuses them where they are there
 
     def started(self, parts: dict[str, float]) -> None:
         for part, seconds in parts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
+from ray.serve import context
 
 from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
@@ -114,6 +116,15 @@ def test_no_spans_without_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not begin(tracer("raybm"), "x", {}).is_recording()
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     assert begin(tracer("raybm"), "x", {}).is_recording()
+
+
+def test_metrics_in_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Serve adds the tags of the replica."""
+    replica = SimpleNamespace(app_name="raybm", deployment="chat", replica_tag="x")
+    monkeypatch.setattr(context, "_get_internal_replica_context", lambda: replica)
+    watch = Watch("chat", "3", recorded()[0])
+    watch.started({"process": 1.0})
+    watch.batch(3)
 
 
 class Clock:
