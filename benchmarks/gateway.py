@@ -47,7 +47,7 @@ def main() -> None:
         limit = traffic.send(plan(upstream, max(given.clients), False, given.seconds))
         if not given.no_litellm:
             applications["remote"] = partial(remote, upstream)
-        with endpoint.serving(applications, cpus=4) as url:
+        with endpoint.serving(applications, cpus=6) as url:
             sides = {name: Side(f"{url}/{name}", f"ray::ServeReplica:{name}:") for name in applications}
             first = {name: sides[name] for name in ("raybm", "bare")}
             cases = compared(rounds(first, given.clients, given.rounds, given.seconds), "raybm", "bare")
@@ -135,7 +135,7 @@ def rounds(sides: Mapping[str, Side], clients: Sequence[int], count: int, second
 
 
 def once(name: str, side: Side, clients: int, stream: bool, seconds: float) -> dict[str, float]:
-    own = endpoint.processes(side.mark, "ray::ProxyActor") if side.mark.startswith("ray::") else endpoint.processes(side.mark)
+    own = endpoint.processes(side.mark, "ray::ProxyActor", "haproxy") if side.mark.startswith("ray::") else endpoint.processes(side.mark)
     began = endpoint.cpu_s(own)
     outcome = checked(name, traffic.send(plan(side.url, clients, stream, seconds)))
     used = endpoint.cpu_s(own) - began
