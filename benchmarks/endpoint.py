@@ -76,8 +76,10 @@ def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None
             with urllib.request.urlopen(url, timeout=10):
                 return
         except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no answer from {url} (exit code {process.poll()})") from None
+            if process.poll() is not None:
+                raise RuntimeError(f"{url}: ended with code {process.poll()}:\n{process.communicate()[1][-2000:]}") from None
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no answer from {url} in {timeout_s:g} s") from None
             time.sleep(0.1)
 
 
