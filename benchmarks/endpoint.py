@@ -16,6 +16,8 @@ import psutil
 import yaml
 
 READY_TIMEOUT_S = 300.0
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+"""Of Serve's controller with a busy proxy, as `raybm deploy` has it."""
 SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Peers with a model ask for huge pages as raybm does on CPUs: for tensors of some MB it is half of their time."""
 
@@ -32,11 +34,10 @@ def serving(applications: Mapping[str, Callable[[], Any]], cpus: float) -> Itera
     from ray import serve
 
     from raybm.cluster import connect
-    from raybm.serving.deploy import CONTROLLER
 
     port = free_port()
     with connect(cpus=cpus, say=common.say):
-        serve.start(http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": CONTROLLER})
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": {"env_vars": PATIENCE}})
         for name, build in applications.items():
             serve.run(build(), name=name, route_prefix=f"/{name}")
         yield f"http://127.0.0.1:{port}"
@@ -75,8 +76,10 @@ def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None
             with urllib.request.urlopen(url, timeout=10):
                 return
         except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no answer from {url} (exit code {process.poll()})") from None
+            if process.poll() is not None:
+                raise RuntimeError(f"{url}: ended with code {process.poll()}:\n{process.communicate()[1][-2000:]}") from None
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no answer from {url} in {timeout_s:g} s") from None
             time.sleep(0.1)
 
 

@@ -8,7 +8,7 @@ Prints
                    endpoint that gives back 16 words; of 1, 16 and 64 clients the worst
 Under `cases`: each number of clients, streams too (`stream_16`), CPU milliseconds a request of proxy, gateway and replica, and
 what the clients could have asked for at most (`clients_limit`: a server that does next to nothing).
-LiteLLM is installed into an environment of its own the first time; `--no-litellm` leaves it out.
+LiteLLM is installed into an environment of its own the first time; `--against bare` leaves it out. Neither side asks for keys.
 The bare ingress parses JSON, calls the handle and writes OpenAI's shape. It has no keys, limits, checks, deadline, metrics or log.
 """
 
@@ -18,7 +18,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,31 +39,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="Of each measurement.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--no-litellm", action="store_true")
+    parser.add_argument("--against", nargs="+", choices=["bare", "litellm"], default=["bare", "litellm"])
     given = parser.parse_args()
     before = common.load()
-    applications = {"raybm": raybm, "bare": bare}
-    with endpoint.peer("upstream.py") as upstream:
+    numbers: dict[str, float] = {}
+    cases: dict[str, Any] = {}
+    with ExitStack() as stack:
+        upstream = stack.enter_context(endpoint.peer("upstream.py"))
         limit = traffic.send(plan(upstream, max(given.clients), False, given.seconds))
-        if not given.no_litellm:
-            applications["remote"] = partial(remote, upstream)
-        with endpoint.serving(applications, cpus=4) as url:
-            sides = {name: Side(f"{url}/{name}", f"ray::ServeReplica:{name}:") for name in applications}
-            first = {name: sides[name] for name in ("raybm", "bare")}
-            cases = compared(rounds(first, given.clients, given.rounds, given.seconds), "raybm", "bare")
-            if not given.no_litellm:
-                with litellm(upstream) as proxy:
-                    second = {"remote": sides["remote"], "litellm": proxy}
-                    others = compared(rounds(second, given.clients, given.rounds, given.seconds), "remote", "litellm")
-    one = cases[f"unary_{min(given.clients)}"]
-    numbers = {
-        "vs_bare_ingress": worst(cases),
-        "added_p50_ms": round(one["raybm"]["p50_ms"]["median"] - one["bare"]["p50_ms"]["median"], 2),
-        "added_p99_ms": round(one["raybm"]["p99_ms"]["median"] - one["bare"]["p99_ms"]["median"], 2),
-    }
-    if not given.no_litellm:
-        numbers["vs_litellm"] = worst(others)
-        cases |= {f"litellm_{name}": case for name, case in others.items()}
+        proxy = stack.enter_context(litellm(upstream)) if "litellm" in given.against else None
+        applications = {"raybm": raybm, "bare": bare, "remote": partial(remote, upstream)}
+        if proxy is None:
+            del applications["remote"]
+        url = stack.enter_context(endpoint.serving(applications, cpus=6))
+        sides = {name: Side(f"{url}/{name}", f"ray::ServeReplica:{name}:") for name in applications}
+        if "bare" in given.against:
+            pair = {name: sides[name] for name in ("raybm", "bare")}
+            cases = compared(rounds(pair, given.clients, given.rounds, given.seconds), "raybm", "bare")
+            one = cases[f"unary_{min(given.clients)}"]
+            numbers = {"vs_bare_ingress": worst(cases)} | {
+                f"added_{key}": round(one["raybm"][key]["median"] - one["bare"][key]["median"], 2) for key in ("p50_ms", "p99_ms")
+            }
+        if proxy is not None:
+            pair = {"remote": sides["remote"], "litellm": proxy}
+            others = compared(rounds(pair, given.clients, given.rounds, given.seconds), "remote", "litellm")
+            numbers["vs_litellm"] = worst(others)
+            cases |= {f"litellm_{name}": case for name, case in others.items()}
     common.report(numbers, cases | {"clients_limit": round(limit.requests_per_s)}, before)
 
 
@@ -105,7 +106,7 @@ def litellm(upstream: str) -> Iterator[Side]:
     port = endpoint.free_port()
     served = {"model_name": "echo", "litellm_params": {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "none"}}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
-        yaml.safe_dump({"model_list": [served]}, config)
+        yaml.safe_dump({"model_list": [served], "general_settings": {"dangerously_permit_weak_or_unset_master_key": True}}, config)
         config.flush()
         flags = ["--config", config.name, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
         with common.started([command, *flags], LITELLM_LOCAL_MODEL_COST_MAP="True") as process:
@@ -135,7 +136,7 @@ def rounds(sides: Mapping[str, Side], clients: Sequence[int], count: int, second
 
 
 def once(name: str, side: Side, clients: int, stream: bool, seconds: float) -> dict[str, float]:
-    own = endpoint.processes(side.mark, "ray::ProxyActor") if side.mark.startswith("ray::") else endpoint.processes(side.mark)
+    own = endpoint.processes(side.mark, "ray::ProxyActor", "haproxy") if side.mark.startswith("ray::") else endpoint.processes(side.mark)
     began = endpoint.cpu_s(own)
     outcome = checked(name, traffic.send(plan(side.url, clients, stream, seconds)))
     used = endpoint.cpu_s(own) - began
