@@ -76,7 +76,6 @@ class Delta:
     ids: tuple[int, ...] = ()  # those tokens
     logprobs: tuple[Chosen, ...] = ()
     calls: tuple[ToolCall, ...] = ()
-    ids: tuple[int, ...] = ()  # those tokens
 
 
 @dataclass(frozen=True)
