@@ -60,7 +60,7 @@ class EchoEngine:
                 await asyncio.Event().wait()
             if words[0] == "!slow":
                 words = ["slow"] * 1000
-            for index, word in enumerate(words[:limit]):
+            for index, word in list(enumerate(words[:limit]))[len(request.written) :]:
                 if words[0] == "!broken" and index:
                     raise RuntimeError("secret of the house")
                 if words[0] == "!bug":
@@ -69,7 +69,7 @@ class EchoEngine:
                 reason = ("length" if len(words) > limit else "stop") if last else None
                 await asyncio.sleep(0.02 if word == "slow" else 0)
                 piece = word if last else f"{word} "
-                yield Delta(piece, 1, len(text.split()), reason, self._noted(piece, offset, request))  # type: ignore[arg-type]
+                yield Delta(piece, 1, len(text.split()), reason, (index,), self._noted(piece, offset, request))  # type: ignore[arg-type]
                 offset += len(piece)
         finally:
             self.closed += text.split()[:1] not in (["!count"], ["!pid"])

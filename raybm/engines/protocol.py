@@ -73,9 +73,9 @@ class Delta:
     tokens: int  # sampled since the last delta, the end-of-text token included
     prompt_tokens: int
     finish_reason: FinishReason | None = None
+    ids: tuple[int, ...] = ()  # those tokens
     logprobs: tuple[Chosen, ...] = ()
     calls: tuple[ToolCall, ...] = ()
-    ids: tuple[int, ...] = ()  # those tokens
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,9 @@ class Engine(Protocol):
 @runtime_checkable
 class Generates(Engine, Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        """Joins the running batch. `aclose()` frees the place. The first item raises Unsupported (no chat template), Overloaded,
-        UserError (neither prompt nor messages, or longer than the context); any item raises RaybmError when the engine broke down."""
+        """Joins the running batch. `aclose()` frees the place. The first item raises Unsupported (no chat template; what
+        features.check refuses), Overloaded, UserError (neither prompt nor messages, or longer than the context; a schema that cannot be
+        followed); any item raises RaybmError when the engine broke down."""
 
 
 @runtime_checkable

@@ -21,13 +21,8 @@ STATUSES = {
     503: "No room now, or no replica; Retry-After.",
     504: "Not answered within the deadline.",
 }
-EVENT = {
-    "type": "object",
-    "description": "A server-sent event.",
-    "properties": {"data": {"type": "string", "description": "A chunk, or an error, as JSON; at last [DONE]."}},
-    "required": ["data"],
-}
-STREAM = {"text/event-stream": {"schema": EVENT}}
+CHUNKS: dict[type[wire.Wire], type[answers.Chunk]] = {wire.Chat: answers.ChatChunk, wire.Completion: answers.CompletionChunk}
+REFERENCE = "#/components/schemas/{model}"
 
 
 def errors(*statuses: int) -> dict[int | str, Json]:
@@ -37,17 +32,20 @@ def errors(*statuses: int) -> dict[int | str, Json]:
 
 def posted(kind: type[wire.Wire]) -> Json:
     """What FastAPI is told of a route whose body is read by `kind`."""
-    streams = issubclass(kind, wire.Generation)
+    body = {"required": True, "content": {"application/json": {"schema": {"$ref": REFERENCE.format(model=kind.__name__)}}}}
+    streamed = {200: {"content": {"text/event-stream": {"schema": _event(CHUNKS[kind])}}}} if kind in CHUNKS else {}
     return {
-        "responses": {**errors(*STATUSES), **({200: {"content": STREAM}} if streams else {})},
-        "openapi_extra": {
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},
-            },
-        },
-        "description": kind.__doc__,
+        "responses": {**errors(*STATUSES), **streamed},
+        "openapi_extra": {"requestBody": body},
+        "summary": (kind.__doc__ or "").split("\n\n")[0].replace("\n    ", " "),
     }
+
+
+def _event(chunk: type[answers.Chunk]) -> Json:
+    """A server-sent event, for a request with `stream: true`."""
+    told = [{"$ref": REFERENCE.format(model=model.__name__)} for model in (chunk, answers.Error)]
+    piece = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": told}}
+    return {"type": "object", "properties": {"data": {"anyOf": [piece, {"const": "[DONE]"}]}}, "required": ["data"]}
 
 
 def describe(app: FastAPI, kinds: list[type[wire.Wire]], keys: bool) -> Callable[[], Json]:
@@ -57,7 +55,7 @@ def describe(app: FastAPI, kinds: list[type[wire.Wire]], keys: bool) -> Callable
     def openapi() -> Json:
         if app.openapi_schema is None:
             document = made()
-            _, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")
+            _, schemas = models_json_schema([(kind, "validation") for kind in (*kinds, *CHUNKS.values())], ref_template=REFERENCE)
             components = document.setdefault("components", {})
             components["schemas"] = {**components.get("schemas", {}), **schemas["$defs"]}
             for path, operations in document["paths"].items():
@@ -65,6 +63,8 @@ def describe(app: FastAPI, kinds: list[type[wire.Wire]], keys: bool) -> Callable
                     operation["responses"].pop("422", None)  # FastAPI's own, for a path's name: any text is one
                     if keys and path not in ("/health", "/ready"):
                         operation["security"] = [{"key": []}]
+            for unused in ("HTTPValidationError", "ValidationError"):
+                components["schemas"].pop(unused, None)
             if keys:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return dict(app.openapi_schema or {})

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from llguidance import LLMatcher
 
 from raybm.core.errors import Unsupported, UserError
-from raybm.engines.protocol import Answer, GenerateRequest, ToolCall
+from raybm.engines.protocol import Answer, Delta, GenerateRequest, ToolCall
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.vocabulary import Constraint
@@ -164,3 +165,18 @@ def test_an_encoder_decoder_calls_nothing_and_fits_a_schema(tmp_path: Path) -> N
     with pytest.raises(Unsupported, match="tools: is nothing that this model's engine can"):
         run(engine, ask(tools=TOOLS, must_call=True))
     engine.close()
+
+
+def test_another_replica_goes_on_with_all_that(engine: Any) -> None:
+    """After each delta, another replica gives what was left."""
+    request = ask(max_tokens=60, temperature=1.0, seed=5, frequency_penalty=0.5, schema=SCHEMA, logprobs=1)
+
+    async def collect(one: GenerateRequest) -> list[Delta]:
+        return [delta async for delta in engine.generate(one)]
+
+    whole = asyncio.run(collect(request))
+    for place in range(1, len(whole), 5):
+        written = tuple(token for delta in whole[:place] for token in delta.ids)
+        rest, left = Answer.of(asyncio.run(collect(replace(request, written=written)))), Answer.of(whole[place:])
+        assert (rest.text, rest.finish_reason) == (left.text, left.finish_reason)
+        assert [(t.token, t.offset) for t in rest.logprobs] == [(t.token, t.offset) for t in left.logprobs]

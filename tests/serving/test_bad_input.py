@@ -105,6 +105,11 @@ def test_parameters_that_make_no_sense(parameter: str, value: Any) -> None:
     assert "input_type" not in error["message"] and "pydantic" not in error["message"]
 
 
+def test_texts_that_would_hold_up_a_tokenizer() -> None:
+    error = refusal(ask(APP, "POST", "/tokenize", json={"model": "chat", "prompt": "x" * 262_145}), 400, "invalid_request")
+    assert error["param"] == "prompt" and "262144" in error["message"]
+
+
 @pytest.mark.parametrize("number", [b"1e999", b"NaN", b"-Infinity", b"9" * 5000])
 def test_numbers_that_are_none(number: bytes) -> None:
     body = b'{"model":"chat","messages":[{"role":"user","content":"x"}],"temperature":' + number + b"}"

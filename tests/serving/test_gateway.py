@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 from typing import Any
 
 import httpx
@@ -16,11 +17,12 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from raybm.core.errors import Unsupported
-from raybm.engines.protocol import Delta
+from raybm.engines.protocol import Delta, ToolCall
 from raybm.serving.adapted import with_adapters
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
+from raybm.serving.wire import answers
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 
@@ -90,9 +92,38 @@ def test_content_parts_and_developer_role_reach_the_engine_as_plain_text() -> No
     assert answer.json()["choices"][0]["message"]["content"] == "a b"
 
 
+def test_calls_and_what_they_gave_reach_the_engine_as_templates_want_them() -> None:
+    asked: list[Any] = []
+
+    class Listening(EchoEngine):
+        async def generate(self, request: Any) -> Any:
+            asked.append(request)
+            yield Delta("", 1, 1, "tool_calls", calls=(ToolCall(0, "f", "{}"), ToolCall(1, "g", "{}")))
+
+    app, tool = make_app(models={"chat": LocalModel(Listening())}), {"type": "function", "function": {"name": "f"}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "7"}]},
+    ]
+    body = {"model": "chat", "messages": messages, "tools": [tool, {**tool, "function": {"name": "g"}}]}
+    both = ask(app, "POST", "/v1/chat/completions", json=body).json()["choices"][0]["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in both] == ["f", "g"] and all(re.fullmatch("[a-z0-9]{9}", call["id"]) for call in both)
+    (_, told, given), tools = asked[0].messages, asked[0].tools
+    assert told == {"role": "assistant", "content": "", "tool_calls": [{**call, "function": {"name": "f", "arguments": {"a": 1}}}]}
+    assert given == {"role": "tool", "content": "7", "tool_call_id": "1", "name": "f"}
+    assert [tool["function"]["name"] for tool in tools] == ["f", "g"] and not asked[0].must_call
+    for choice, names, must in (("none", [], False), ("required", ["f", "g"], True), (tool, ["f"], True)):
+        one = ask(app, "POST", "/v1/chat/completions", json=body | {"tool_choice": choice, "parallel_tool_calls": False, "stream": True})
+        assert ([tool["function"]["name"] for tool in asked[-1].tools], asked[-1].must_call) == (names, must)
+        assert [call["index"] for call in chunks(one)[0]["choices"][0]["delta"]["tool_calls"]] == [0]
+
+
 def test_stream_ends_with_usage_and_done() -> None:
     response = ask(make_app(), "POST", "/v1/chat/completions", json=chat("one two", stream=True, stream_options={"include_usage": True}))
     assert response.headers["content-type"].startswith("text/event-stream")
+    assert all(answers.ChatChunk.model_validate(chunk) for chunk in chunks(response)[:-1])
     first, second, usage, done = chunks(response)
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": "one "} and first["usage"] is None
     assert second["choices"][0]["finish_reason"] == "stop"
@@ -339,6 +370,22 @@ def test_log_under_a_route_prefix_holds_no_prefix(caplog: pytest.LogCaptureFixtu
         asyncio.run(go())
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
     assert line.startswith("GET /v1/models model=- tenant=anonymous status=200")
+
+
+def test_the_page_of_the_api_needs_no_other_server_and_no_key() -> None:
+    async def go() -> None:
+        transport = httpx.ASGITransport(make_app(api_keys=[{"tenant": "acme", "sha256": DIGEST}]), root_path="/a")
+        async with httpx.AsyncClient(transport=transport, base_url="http://raybm") as client:
+            page = (await client.get("/a/docs")).text
+            linked = re.findall(r"(?:src|href|url)[=:] ?[\"\'](.*?)[\"\']", page)
+            assert any(link.endswith("/swagger-ui-bundle.js") for link in linked) and "/a/openapi.json" in linked
+            for link in linked:
+                assert link.startswith("/a/") and (await client.get(link)).status_code == 200, link
+            document = (await client.get("/a/openapi.json")).json()
+            assert document["servers"] == [{"url": "/a"}]
+            assert document["paths"]["/tokenize"]["post"]["security"] and "security" not in document["paths"]["/health"]["get"]
+
+    asyncio.run(go())
 
 
 def test_chunked_body_stops_at_the_limit() -> None:

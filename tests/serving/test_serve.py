@@ -140,6 +140,25 @@ def test_official_client_streams(fakes: str) -> None:
         list(client.chat.completions.create(model="chat", messages=messages, stream=True))
 
 
+def test_all_that_is_asked_for_crosses_the_handle(fakes: str) -> None:
+    """Log-probabilities, calls, schemas and tokens, of one replica behind one hop."""
+    client: Any = openai.OpenAI(api_key="none", base_url=f"{fakes}/v1", max_retries=0)
+    ask = {"model": "chat", "messages": [{"role": "user", "content": "one two"}]}
+    for stream in (False, True):
+        answer = client.chat.completions.create(**ask, logprobs=True, stream=stream)
+        choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+        assert [one.token for choice in choices for one in choice.logprobs.content] == ["one ", "two"]
+    tool = {"type": "function", "function": {"name": "look"}}
+    called = client.chat.completions.create(**ask, tools=[tool], tool_choice="required").choices[0]
+    assert called.message.tool_calls[0].function.name == "look" and called.finish_reason == "tool_calls"
+    assert client.chat.completions.create(**ask, response_format={"type": "json_object"}).choices[0].message.content == "{}"
+    tokens = httpx.post(f"{fakes}/tokenize", json={"model": "chat", "prompt": "ab"}).json()["tokens"]
+    assert httpx.post(f"{fakes}/detokenize", json={"model": "chat", "tokens": tokens[1:]}).json() == {"prompt": "ab"}
+    refused = httpx.post(f"{fakes}/tokenize", json={"model": "size", "prompt": "ab"})
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "unsupported_by_model"
+    assert f'"{httpx.URL(fakes).path}/openapi.json"' in httpx.get(f"{fakes}/docs").text.replace("'", '"')
+
+
 def test_errors_of_replicas_keep_their_status(fakes: str) -> None:
     for content, status in (("!bug", 500), ("!full", 503), ("!long", 400)):
         response = ask(fakes, content)

@@ -36,7 +36,7 @@ class Row:
     top_p: float = 1.0
     random: torch.Generator = field(default_factory=torch.Generator)
     cached: int = 0
-    prompt_tokens: int = 0  # of `ids`; what follows is the answer
+    prompt_tokens: int = 0  # of `ids`; the others are the answer
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     constraint: Constraint | None = None

@@ -49,13 +49,32 @@ class Answer(Row):
 
     def take(self, token: int, ends: frozenset[int]) -> None:
         """A token was chosen: give out its text."""
-        self.produced += 1
-        self.ids.append(token)
         if self.constraint and (error := self.constraint.error()):
             self.over = True
             self.send(error)
             return
-        if token not in ends:
+        piece, calls, finish = self._grow(token, ends)
+        if piece or calls or finish:
+            new = self.produced - self.reported
+            self.send(Delta(piece, new, self.prompt_tokens, finish, tuple(self.ids[-new:]), tuple(self.said), calls))
+            self.reported, self.said = self.produced, []
+
+    def go_on(self, written: Sequence[int], ends: frozenset[int]) -> None:
+        """Stands as if it had taken these tokens, whose text was given out elsewhere."""
+        torch.rand(len(written), generator=self.random)  # as many numbers as were drawn for them
+        for token in written:
+            if self.constraint:
+                self.constraint.took(token)
+            *_, finish = self._grow(token, ends)
+            if finish:  # the answer was over, and only the word of it was lost
+                self.send(Delta("", 0, self.prompt_tokens, finish))
+                break
+        self.reported = self.produced
+
+    def _grow(self, token: int, ends: frozenset[int]) -> tuple[str, tuple[ToolCall, ...], FinishReason | None]:
+        self.produced += 1
+        self.ids.append(token)
+        if token not in ends and self.logprobs is not None:
             self._note(token)
         piece = "" if token in ends else self.text.push(token)
         finish: FinishReason | None = None
@@ -66,30 +85,27 @@ class Answer(Row):
         if finish:
             self.over = True
             piece += self.text.flush()
-        piece, calls = self._parted(piece, at_end=self.over)
+        piece, calls = self._parted(piece)
         if finish == "stop" and self.calls and self.calls.found:
             finish = "tool_calls"
-        if piece or calls or finish:
-            self.send(Delta(piece, self.produced - self.reported, self.prompt_tokens, finish, tuple(self.said), calls))
-            self.reported, self.said = self.produced, []
+        return piece, calls, finish
 
-    def _parted(self, piece: str, at_end: bool) -> tuple[str, tuple[ToolCall, ...]]:
+    def _parted(self, piece: str) -> tuple[str, tuple[ToolCall, ...]]:
         """New text, and the calls that were in it."""
         if self.calls is None:
             return piece, ()
         text, calls = self.calls.push(piece)
-        if not at_end:
+        if not self.over:
             return text, calls
         rest, last = self.calls.flush()
         return text + rest, calls + last
 
     def _note(self, token: int) -> None:
-        if self.likely is None:
-            return
-        one = _likely(self.vocabulary, token, self.likely.chosen)
-        top = tuple(_likely(self.vocabulary, *other) for other in self.likely.top)
-        self.said.append(Chosen(one.token, one.bytes, one.logprob, self.offset, top))
-        self.offset += len(one.token)
+        text = self.vocabulary.bytes_of(token).decode("utf-8", "replace")
+        if self.likely:  # not of a token that another replica chose
+            top = tuple(_likely(self.vocabulary, *other) for other in self.likely.top)
+            self.said.append(Chosen(text, self.vocabulary.bytes_of(token), self.likely.chosen, self.offset, top))
+        self.offset += len(text)
 
     def send(self, item: Delta | RaybmError) -> None:
         try:
@@ -123,8 +139,9 @@ class Generator:
                 raise _copy(self.ended)
             if len(self.waiting) >= self.max_waiting:
                 raise Overloaded(f"{self.max_waiting} requests are waiting already.", remedy="Try again later, or add replicas.")
-            self.waiting.append(answer)
-            self.changed.notify()
+            if not answer.over:
+                self.waiting.append(answer)
+                self.changed.notify()
         try:
             while not isinstance(item := await answer.items.get(), RaybmError):
                 yield item
@@ -175,7 +192,7 @@ class Generator:
             random.seed()
         else:
             random.manual_seed(request.seed % 2**63)
-        return Answer(
+        answer = Answer(
             prompt,
             request.temperature,
             request.top_p,
@@ -191,6 +208,8 @@ class Generator:
             calls=toolcalls.CallStream(calls, [tool["function"]["name"] for tool in request.tools]) if calls else None,
             loop=loop,
         )
+        answer.go_on(request.written, self.ends)
+        return answer
 
     def _check(self, request: GenerateRequest) -> None:
         """Raises Unsupported for what the model cannot do."""

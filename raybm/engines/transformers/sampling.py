@@ -55,8 +55,9 @@ def _changed(logits: torch.Tensor, rows: Sequence[Sampled]) -> torch.Tensor:
         logits = logits.clone()
     for i in of_their_own:
         row = rows[i]
-        written, times = torch.tensor(row.ids[row.prompt_tokens :], dtype=torch.long, device=logits.device).unique(return_counts=True)
-        logits[i, written] -= row.frequency_penalty * times + row.presence_penalty
+        if row.frequency_penalty or row.presence_penalty:
+            written, times = torch.tensor(row.ids[row.prompt_tokens :], dtype=torch.long, device=logits.device).unique(return_counts=True)
+            logits[i, written] -= row.frequency_penalty * times + row.presence_penalty
         if row.constraint:
             logits[i].masked_fill_(~row.constraint.allowed(logits.shape[-1]).to(logits.device), -torch.inf)
     return logits

@@ -1,6 +1,7 @@
 """Generation with encoder-decoders: requests that wait start together as a wave, and leave it as they end.
 
-Nobody joins a running wave: decoders with positions of their own (BART) count them from a common start.
+Nobody joins a running wave, and all of a wave have as many tokens written (none, but where another replica began an answer): decoders
+with positions of their own (BART) count them from a common start.
 """
 
 from __future__ import annotations
@@ -48,16 +49,18 @@ class Rewriter(Generator):
         longest = 0
         with self.changed:
             while not staying and self.waiting and len(chosen) < self.max_batch:
-                longest = max(longest, len(self.waiting[0].ids) + self.waiting[0].limit)
+                longest = max(longest, self.waiting[0].prompt_tokens + self.waiting[0].limit)
                 if chosen and longest * (len(chosen) + 1) > self.cache_tokens:
+                    break
+                if chosen and self.waiting[0].produced != chosen[0].produced:
                     break
                 chosen.append(self.waiting.popleft())
         return chosen
 
 
 class Wave:
-    """Rows that are decoded together, all as far as each other; a row's `ids` are the encoder's. Under torch.inference_mode, on one
-    thread; `regroup` and `step` as a language model's Batch has them."""
+    """Rows that are decoded together, all as far as each other; the prompt of a row's `ids` is the encoder's. Under
+    torch.inference_mode, on one thread; `regroup` and `step` as a language model's Batch has them."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.rows = model, list[Row]()
@@ -75,13 +78,14 @@ class Wave:
         """Rows `keep` stay, or newcomers begin where none does. Returns the first token of each newcomer."""
         if newcomers:
             self.rows, self.cache = list(newcomers), None
-            width = max(len(row.ids) for row in newcomers)
-            padding = [width - len(row.ids) for row in newcomers]
             device = self.model.device
-            ids = torch.tensor([row.ids + [self.never or 0] * short for row, short in zip(newcomers, padding, strict=True)], device=device)
+            sources = [row.ids[: row.prompt_tokens] for row in newcomers]
+            width = max(len(source) for source in sources)
+            padding = [width - len(source) for source in sources]
+            ids = torch.tensor([source + [self.never or 0] * short for source, short in zip(sources, padding, strict=True)], device=device)
             self.mask = torch.tensor([[1] * (width - short) + [0] * short for short in padding], device=device)
             self.encoded = self.model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
-            return self._forward(torch.tensor([self.start] * len(newcomers), device=device))
+            return self._forward(torch.tensor([self.start + row.ids[row.prompt_tokens :] for row in newcomers], device=device))
         if len(keep) < len(self.rows):
             self.rows = [self.rows[i] for i in keep]
             index = torch.tensor(keep, dtype=torch.long, device=self.model.device)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Told(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class ErrorDetail(Told):
@@ -88,6 +88,37 @@ class ChatAnswer(Generated):
     choices: list[ChatChoice]
 
 
+class CallPiece(MadeCall):
+    index: int
+    """Calls come whole, each in one chunk."""
+
+
+class MessagePiece(Told):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[CallPiece] = []
+
+
+class ChatPiece(Told):
+    index: int
+    delta: MessagePiece
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+
+
+class Chunk(Told):
+    id: str
+    created: int
+    model: str
+    usage: GenerationUsage | None = None
+    """In the last chunk, which has no choices, where `stream_options.include_usage` asks for it."""
+
+
+class ChatChunk(Chunk):
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatPiece]
+
+
 class CompletionLogprobs(Told):
     tokens: list[str]
     token_logprobs: list[float]
@@ -105,6 +136,18 @@ class CompletionChoice(Told):
 class CompletionAnswer(Generated):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
+
+
+class CompletionPiece(Told):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionChunk(Chunk):
+    object: Literal["text_completion"]
+    choices: list[CompletionPiece]
 
 
 class Rows(Told):
@@ -160,7 +203,7 @@ class Prediction(Told):
     index: int
     label: str | None = None
     score: float | None = None
-    scores: dict[str, float] | list[float] = {}
+    scores: dict[str, float | None] | list[float | None] = {}
     labels: list[str] = []
     value: float | None = None
     tags: list[str] = []

@@ -47,7 +47,9 @@ class InvalidRequest(UserError):
 class Part(BaseModel):
     """An object in a body. Types are held to the letter, and a null is as good as nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     DROPPED: ClassVar[dict[str, tuple[Any, ...] | None]] = {}
     """Keys that are accepted and dropped: with these values, or (None) with any."""

@@ -109,6 +109,18 @@ class ToolMessage(Part):
         return message | ({"name": self.name} if self.name else {})
 
 
+Said = Annotated[Message | AssistantMessage | ToolMessage, Field(discriminator="role")]
+Conversation = Annotated[list[Said], Field(min_length=1)]
+
+
+def plain(conversation: Sequence[Message | AssistantMessage | ToolMessage]) -> tuple[Json, ...]:
+    """As a chat template takes it. Some want the function's name with what it gave (Hermes's), which OpenAI's clients leave out."""
+    asked = [message for message in conversation if isinstance(message, AssistantMessage)]
+    names = {call.id: call.function.name for message in asked for call in message.tool_calls}
+    made = [message.plain() for message in conversation]
+    return tuple({"name": names[said["tool_call_id"]], **said} if said.get("tool_call_id") in names else said for said in made)
+
+
 class Function(Part):
     name: Name
     description: str = ""
@@ -166,7 +178,7 @@ class Chat(Generation):
 
     ID, OBJECT, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    messages: Annotated[list[Annotated[Message | AssistantMessage | ToolMessage, Field(discriminator="role")]], Field(min_length=1)]
+    messages: Conversation
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
     """The log-probability of each token of the answer."""
@@ -205,7 +217,7 @@ class Chat(Generation):
         schema = self.response_format.json_schema.schema_ if isinstance(self.response_format, FittingJson) else None
         return replace(
             super().request(),
-            messages=tuple(message.plain() for message in self.messages),
+            messages=plain(self.messages),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             schema={"type": "object"} if isinstance(self.response_format, AnyJson) else schema,
@@ -237,7 +249,8 @@ class Chat(Generation):
 
 
 def _call(call: ToolCall) -> Json:
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    name = uuid.uuid4().hex[:9]  # Mistral's templates want nine letters and digits
+    return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _likely(one: Likely | Chosen) -> Json:

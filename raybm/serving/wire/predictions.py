@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -23,12 +24,23 @@ class Predict(Wire, ABC):
         return len(self.rows())
 
     def answer(self, rows: list[Json]) -> Json:
-        data = [{"index": index, **{name: value for name, value in row.items() if name != "tokens"}} for index, row in enumerate(rows)]
+        data = [
+            {"index": index, **{name: _sayable(value) for name, value in row.items() if name != "tokens"}} for index, row in enumerate(rows)
+        ]
         return {"object": "list", "data": data, "model": self.model, "usage": usage(sum(row.get("tokens", 0) for row in rows))}
 
 
+def _sayable(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity, which an extreme number in a row can lead to: null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _sayable(one) for key, one in value.items()}
+    return [_sayable(one) for one in value] if isinstance(value, list) else value
+
+
 class Classify(Predict):
-    """{model, input} → per input what the model predicts: of a classifier its label, the label's score and every label's score."""
+    """What a model predicts of texts or rows: of a classifier the label, its score and every label's score."""
 
     input: str | Row | Annotated[list[str | Row], Field(min_length=1)]
     """A text, or a row of what the model takes, such as {"question", "context"}, {"tokens"} or a table's columns; or several."""
@@ -39,7 +51,7 @@ class Classify(Predict):
 
 
 class ClassifyImages(Predict):
-    """{model, input} → per picture its label, the label's score and every label's score."""
+    """The labels of pictures, with every label's score."""
 
     input: Picture | Annotated[list[Picture], Field(min_length=1)]
     """A picture as a data URL (data:image/png;base64,…), or several. Nothing is fetched from anywhere."""

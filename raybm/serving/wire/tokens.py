@@ -11,18 +11,17 @@ from pydantic import Field, model_validator
 
 from raybm.engines.protocol import GenerateRequest, Tokens
 from raybm.serving.wire.base import Json, Wire
-from raybm.serving.wire.chat import AssistantMessage, Message, Tool, ToolMessage
+from raybm.serving.wire.chat import Conversation, Tool, plain
 
 IDS_MAX = 1_000_000
+PROMPT_MAX = 262_144  # characters: a tokenizer, which reads one text after another, may take a second for so many
 
 
 class Tokenize(Wire):
     """The tokens of a prompt, or of a conversation as the model's chat template renders it."""
 
-    prompt: str | None = None
-    messages: (
-        Annotated[list[Annotated[Message | AssistantMessage | ToolMessage, Field(discriminator="role")]], Field(min_length=1)] | None
-    ) = None
+    prompt: Annotated[str, Field(max_length=PROMPT_MAX)] | None = None
+    messages: Conversation | None = None
     """Instead of a prompt."""
     tools: list[Tool] = []
     """With messages: what the template shows of functions that may be called."""
@@ -40,7 +39,7 @@ class Tokenize(Wire):
         return self
 
     def request(self) -> GenerateRequest:
-        messages = None if self.messages is None else tuple(message.plain() for message in self.messages)
+        messages = None if self.messages is None else plain(self.messages)
         return GenerateRequest(messages, self.prompt, tools=tuple(tool.plain() for tool in self.tools))
 
     def answer(self, tokens: Tokens) -> Json:

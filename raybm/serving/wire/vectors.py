@@ -14,7 +14,7 @@ from raybm.serving.wire.base import Inputs, Json, Wire, usage
 
 
 class Embed(Inputs):
-    """POST /v1/embeddings"""
+    """The vectors of texts."""
 
     encoding_format: Literal["float", "base64"] = "float"
 
@@ -49,7 +49,7 @@ class Compare(Wire, ABC):
 
 
 class Score(Compare):
-    """POST /v1/score, as vLLM has it: how alike a text is to another, or to each of several."""
+    """How alike a text is to another, or to each of several (vLLM's)."""
 
     text_1: str
     text_2: str | Annotated[list[str], Field(min_length=1)]
@@ -63,7 +63,7 @@ class Score(Compare):
 
 
 class Rerank(Compare):
-    """POST /v1/rerank, as Jina and Cohere have it: documents in the order in which they fit a query."""
+    """Documents in the order in which they fit a query (Jina's and Cohere's)."""
 
     query: str
     documents: Annotated[list[str], Field(min_length=1)]

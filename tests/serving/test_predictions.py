@@ -1,0 +1,68 @@
+"""What every kind of model that predicts gives at /v1/classify and /v1/images/classify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybm.engines.transformers.engine import build
+from raybm.engines.transformers.spec import Transformers
+from raybm.serving.wire.answers import PredictAnswer
+from tests.engines import tiny
+from tests.fakes import LengthClassifier, LocalModel
+from tests.pictures import url
+from tests.serving.test_gateway import ask, make_app, refusal
+
+QUESTION = {"question": "who jumps", "context": "the quick brown fox jumps"}
+
+
+def classified(models: dict[str, Any], given: Any, path: str = "/v1/classify") -> list[dict[str, Any]]:
+    response = ask(make_app(models=models), "POST", path, json={"model": "m", "input": given})
+    assert response.status_code == 200, response.text
+    PredictAnswer.model_validate(response.json())
+    rows: list[dict[str, Any]] = response.json()["data"]
+    assert [row.pop("index") for row in rows] == list(range(len(rows))) and all("tokens" not in row for row in rows)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("make", "rows", "keys"),
+    [
+        (tiny.classifier, ["the dog", {"text": "fox"}], {"label", "score", "scores"}),
+        (tiny.tagger, {"tokens": ["the", "dog"]}, {"tags"}),
+        (tiny.reader, [QUESTION, QUESTION], {"answer", "score", "start", "end"}),
+        (tiny.filler, "the [MASK] dog", {"fills", "scores"}),
+        (tiny.image_text, [{"text": "the dog"}, {"image": url(1)}], {"embedding"}),
+    ],
+)
+def test_rows_of_every_kind(make: Callable[[Path], Path], rows: Any, keys: set[str], tmp_path: Path) -> None:
+    engine = build(Transformers(), make(tmp_path))
+    answers = classified({"m": LocalModel(engine)}, rows)
+    assert len(answers) == (len(rows) if isinstance(rows, list) else 1) and all(set(answer) == keys for answer in answers)
+    wrong = ask(make_app(models={"m": LocalModel(engine)}), "POST", "/v1/classify", json={"model": "m", "input": {"nothing": 1}})
+    refusal(wrong, 400, "invalid_request")
+    engine.close()
+
+
+def test_pictures(tmp_path: Path) -> None:
+    engine = build(Transformers(), tiny.image_classifier(tmp_path))
+    models = {"m": LocalModel(engine)}
+    (answer,) = classified(models, url(1), "/v1/images/classify")
+    assert answer["label"] in ("cat", "dog") and set(answer["scores"]) == {"cat", "dog"}
+    assert classified(models, [url(1)] * 3, "/v1/images/classify") == [answer] * 3
+    app = make_app(models=models)
+    for broken in ("data:image/png;base64,iVBORw0KGgo=", "data:image/png;base64,", "data:image/png;base64,$$$"):
+        refusal(ask(app, "POST", "/v1/images/classify", json={"model": "m", "input": broken}), 400, "invalid_request")
+    engine.close()
+
+
+def test_numbers_that_json_has_not_are_null() -> None:
+    class Extreme(LengthClassifier):
+        def predict(self, rows: Any) -> list[dict[str, Any]]:
+            return [{"value": math.inf, "scores": {"a": math.nan, "b": 0.5}} for _ in rows]
+
+    assert classified({"m": LocalModel(Extreme())}, {"age": 1e300}) == [{"value": None, "scores": {"a": None, "b": 0.5}}]
