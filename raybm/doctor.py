@@ -21,6 +21,7 @@ import psutil
 from raybm import ops
 from raybm.core.errors import RaybmError
 from raybm.core.storage import open_storage
+from raybm.serving.ingress import haproxy
 
 GIB = 2**30
 LEAST_DISK_GIB = 5.0
@@ -56,6 +57,7 @@ def findings(storage: str = "~/.raybm") -> list[Finding]:
         _deepspeed_op,
         lambda: _tool("g++", "DeepSpeed compiles its CPU op with it", "apt-get install g++, or dnf install gcc-c++"),
         lambda: _tool("ninja", "torch compiles with it", "pip install ninja"),
+        _haproxy,
         _cores,
         _memory,
         _shared_memory,
@@ -124,6 +126,15 @@ def _deepspeed_op() -> Finding:
         f"{ops.OP} is not built in {folder}",
         "python -m raybm.ops (one to two minutes, once); else the first training run waits for it.",
     )
+
+
+def _haproxy() -> Finding:
+    path = haproxy()
+    if path is None:
+        return Finding(
+            "HAProxy", None, "not found; `proxy: auto` takes Serve's own, and four times the processor", "apt-get install haproxy"
+        )
+    return Finding("HAProxy", True, path)
 
 
 def _tool(program: str, why: str, how: str) -> Finding:

@@ -23,7 +23,7 @@ from raybm.core.registry import Registry
 from raybm.core.runs import Run, states
 from raybm.core.spec import Spec
 from raybm.core.storage import open_storage
-from raybm.models.spec import ModelSpec
+from raybm.models.spec import ModelInput, ModelSpec
 from raybm.spec import JobSpec
 from raybm.spec.job import DataSpec
 from raybm.spec.train import TrainSpec
@@ -60,11 +60,12 @@ class FakeStage:
 class PrepareView(Spec):
     seed: int
     data: DataSpec
-    model: ModelSpec
+    model: ModelInput
 
 
 class TrainView(Spec):
     train: TrainSpec
+    model: ModelSpec
     workers: int
 
 
@@ -127,6 +128,10 @@ def test_a_changed_learning_rate_redoes_training_and_not_data(stages: tuple[Fake
     assert (prepare.runs, train.runs) == (2, 3)
     walk(resources={"workers": 4})
     assert (prepare.runs, train.runs) == (2, 4)
+    walk(model=JOB["model"] | {"dropout": 0.2})  # rows are what they were
+    assert (prepare.runs, train.runs) == (2, 5)
+    walk(model=JOB["model"] | {"max_length": 8})
+    assert (prepare.runs, train.runs) == (3, 6)
 
 
 def test_changed_code_makes_a_new_artifact(stages: tuple[FakeStage, FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

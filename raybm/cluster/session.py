@@ -15,7 +15,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
 DASHBOARD_PORT = 8265  # Ray's own choice
-DASHBOARD_LOCK = "~/.raybm/dashboard.lock"
+DASHBOARD_LOCK = "raybm-dashboard.lock"
 # Ray puts sockets under <folder>/ray/session_<date>_<pid>/sockets/plasma_store, some 65 characters; the kernel takes 107.
 MAX_FOLDER = 40
 
@@ -51,10 +51,17 @@ class Connection:
 
 @contextmanager
 def connect(
-    *, cpus: float, say: Callable[[str], None], gpus: float = 0, address: str | None = None, dashboard: bool = False
+    *,
+    cpus: float,
+    say: Callable[[str], None],
+    gpus: float = 0,
+    address: str | None = None,
+    dashboard: bool = False,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Connection]:
     """Join the cluster at `address` or RAY_ADDRESS (host:port), or start an embedded Ray that has at least `cpus` logical
-    CPUs. Call it in a thread that outlives it (Ray's processes end with the thread that started them).
+    CPUs, and `variables` in its processes' environment. Call it in a thread that outlives it (Ray's processes end with the thread
+    that started them).
 
     Uses an existing connection of this process as it is. Raises UserError (an address that is none, a refused token),
     DeadlineExceeded (nobody answers there).
@@ -65,7 +72,7 @@ def connect(
     if ray.is_initialized():
         yield Connection(ray.get_runtime_context().gcs_address, False, _dashboard_url(ray), None)
     elif address == "local":
-        with _embedded(cpus, gpus, dashboard, say) as connection:
+        with _embedded(cpus, gpus, dashboard, variables or {}, say) as connection:
             yield connection
     else:
         with _joined(address) as connection:
@@ -73,7 +80,7 @@ def connect(
 
 
 @contextmanager
-def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], None]) -> Iterator[Connection]:
+def _embedded(cpus: float, gpus: float, dashboard: bool, variables: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Connection]:
     from ray._private.utils import get_num_cpus
 
     cores = get_num_cpus()
@@ -83,10 +90,10 @@ def _embedded(cpus: float, gpus: float, dashboard: bool, say: Callable[[str], No
             f"This machine has {cores} CPU cores and the job asks for {math.ceil(cpus)}: Ray gets {logical} logical CPUs, which share them."
         )
     with _dashboard_port() if dashboard else nullcontext() as port:
-        yield from _started(logical, gpus, port, say)
+        yield from _started(logical, gpus, port, variables, say)
 
 
-def _started(logical: int, gpus: float, port: int | None, say: Callable[[str], None]) -> Iterator[Connection]:
+def _started(logical: int, gpus: float, port: int | None, variables: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Connection]:
     """`port`: of the dashboard; None for none."""
     parent = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="raybm-", dir=parent if len(parent) + 15 <= MAX_FOLDER else "/tmp"))  # noqa: S108
@@ -102,6 +109,7 @@ def _started(logical: int, gpus: float, port: int | None, say: Callable[[str], N
         "RAY_num_workers_soft_limit": "0",
         "RAY_idle_worker_killing_time_threshold_ms": "10000",
     }
+    changes |= variables
     if not gpus:
         changes |= ops.environment()
     if "RAY_AUTH_MODE" not in os.environ:
@@ -148,7 +156,11 @@ def _joined(address: str) -> Iterator[Connection]:
     if not host or not port.isdigit():
         raise UserError(f"{address!r} is no HOST:PORT.", where="RAY_ADDRESS", remedy="Such as 127.0.0.1:6379.")
     _probe(host, int(port))
-    variables = {name: os.environ[name] for name in ("HF_HUB_OFFLINE",) if name in os.environ and name not in _job_variables()}
+    variables = {
+        name: os.environ[name]
+        for name in ("HF_HUB_OFFLINE", "OTEL_EXPORTER_OTLP_ENDPOINT")
+        if name in os.environ and name not in _job_variables()
+    }
     with environment(token_of(host)), _loopback() if _listens_on_loopback_only(host, int(port)) else nullcontext():
         from ray.exceptions import AuthenticationError
 
@@ -175,7 +187,13 @@ def _ray(**settings: Any) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGTERM) if main else None
     with environment({"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT")}):
         try:
-            ray.init(log_to_driver=False, configure_logging=False, **settings)
+            try:
+                ray.init(log_to_driver=False, configure_logging=False, **settings)
+            except Exception as error:
+                if "timed out during startup" not in str(error):
+                    raise
+                remedy = "This machine is busy with other work: try again when there is less of it."
+                raise DeadlineExceeded("Ray did not start within the 30 s that it gives itself.", remedy=remedy) from error
             if callable(handler):
                 signal.signal(signal.SIGTERM, handler)  # Ray's own raises SystemExit, as good where there was none
             yield ray
@@ -228,12 +246,10 @@ def _job_variables() -> set[str]:
 
 @contextmanager
 def _dashboard_port() -> Iterator[int]:
-    """Ray's own choice for the first of this user's runs, so that it is where people look for it; any for those beside it, two of
+    """Ray's own choice for the first of this machine's runs, so that it is where people look for it; any for those beside it, two of
     which may start at once."""
-    file = Path(DASHBOARD_LOCK).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    with suppress(Timeout):
+    lock = FileLock(Path(tempfile.gettempdir()) / DASHBOARD_LOCK)
+    with suppress(Timeout, PermissionError):  # another run has it, or another user's has left it
         lock.acquire(timeout=0)
     try:
         yield _free_port(DASHBOARD_PORT if lock.is_locked else 0)

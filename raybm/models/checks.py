@@ -9,14 +9,25 @@ from typing import Any
 
 from raybm.core.errors import UserError
 from raybm.models.signature import positions
-from raybm.models.spec import ModelSpec
+from raybm.models.spec import ModelInput, ModelSpec
 
 
 def check(model: ModelSpec, folder: Path | None) -> None:
     """`folder`: of a model that is on this machine. Raises UserError for an architecture that is not there, a config that cannot be,
     and sequences longer than the model has positions for."""
     scheme, _, model_type = model.ref.partition(":")
-    limit = _limit(model_type, model.config) if scheme == "scratch" else positions(folder) if folder and folder.is_dir() else None
+    if scheme == "scratch":
+        _check_length(model, _limit(model_type, model.config))
+    else:
+        check_pretrained(model, folder)
+
+
+def check_pretrained(model: ModelInput, folder: Path | None) -> None:
+    """Raises UserError for sequences longer than the model has positions for."""
+    _check_length(model, positions(folder) if folder and folder.is_dir() else None)
+
+
+def _check_length(model: ModelInput, limit: int | None) -> None:
     if limit is not None and model.max_length > limit:
         raise UserError(
             f"{model.max_length} is more than the {limit} tokens that the model takes.", where="model.max_length", remedy="Lower it."

@@ -1,13 +1,46 @@
-"""FLOPs of attention on a CPU, which the table of PyTorch's FlopCounterMode lacks."""
+"""FLOPs of attention, for PyTorch's FlopCounterMode: its own table lacks the CPU's kernel, and before torch 2.13 it refuses keys that
+several query heads share."""
 
 from __future__ import annotations
 
-import torch
-from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+from collections.abc import Callable, Sequence
+from typing import Any
 
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, query, key, value, *_, **__: (
-        sdpa_backward_flop_count(gradient, query, key, value)
+import torch
+
+Shape = Sequence[int]
+
+
+def _product(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Scores and their product with the values: of queries (batch, heads, length, width), whatever keys the heads share."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (width + value[3])
+
+
+def _gradients(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """The scores once more, and the gradients of queries, keys, scores and values."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
+
+
+_ATEN = torch.ops.aten
+ATTENTION: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys(
+        (
+            _ATEN._scaled_dot_product_flash_attention_for_cpu,
+            _ATEN._scaled_dot_product_flash_attention,
+            _ATEN._scaled_dot_product_efficient_attention,
+            _ATEN._scaled_dot_product_cudnn_attention,
+        ),
+        _product,
+    ),
+    **dict.fromkeys(
+        (
+            _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
+            _ATEN._scaled_dot_product_flash_attention_backward,
+            _ATEN._scaled_dot_product_efficient_attention_backward,
+            _ATEN._scaled_dot_product_cudnn_attention_backward,
+        ),
+        _gradients,
     ),
 }

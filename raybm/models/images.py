@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybm.core.errors import UserError
-from raybm.models.spec import ImageSpec, ModelSpec
+from raybm.models.spec import ImageSpec, ModelInput
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ def from_spec(spec: ImageSpec) -> ImageProcessor:
     return ImageProcessor(height, width, mean, std)
 
 
-def image_processor(spec: ModelSpec, storage: Storage | None) -> ImageProcessor:
+def image_processor(spec: ModelInput, storage: Storage | None) -> ImageProcessor:
     """What `model.image` says, or what comes with the model. Raises UserError, and what `resolve` raises."""
     if spec.image is not None:
         return from_spec(spec.image)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raybm.models import tokenizers
-from raybm.models.spec import ModelSpec
+from raybm.models.spec import ModelInput
 
 if TYPE_CHECKING:
     from raybm.core.storage import Storage
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Input = Literal["text", "columns", "image", "image_text"]
 
 
-def build(takes: Input, spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iterator[str]]) -> Any:
+def build(takes: Input, spec: ModelInput, storage: Storage | None, texts: Callable[[], Iterator[str]]) -> Any:
     """The processor of a model that is to be trained; `texts` gives the training split's, for a tokenizer that is trained on them. It
     has `save_pretrained(folder)`. What a table's columns hold, the task tells it (`Task.learn`). Raises what
     `tokenizers.tokenizer` and `images.image_processor` raise."""

@@ -84,20 +84,24 @@ class LoraSpec(Spec):
     ZeRO stage 3; the adapters are merged into the weights as they were. Wants the extra `quantized`."""
 
 
-class ModelSpec(Spec):
-    """Which model the job starts from."""
+class ModelInput(Spec):
+    """What of a model decides what rows become: all that data are prepared by, so that a search over the rest prepares them once."""
 
     ref: Reference
     """hub:org/name@revision | file:path | s3://bucket/prefix | package:name | registry:name@alias-or-version | scratch:model_type"""
     max_length: Annotated[int, Field(ge=2)] = 512
     """Longest sequence in tokens; longer ones are cut (classification) or split (language model text)."""
-    config: dict[str, JsonValue] = {}
-    """Fields of the transformers config, for `scratch:` models (hidden_size, num_hidden_layers, ...)."""
     tokenizer: TokenizerSpec | None = None
     """Train a tokenizer on the job's text, for `scratch:` models. Default: the one that comes with the model."""
     image: ImageSpec | None = None
     """What pictures become. Default: what the model's preprocessor_config.json says; a model from scratch needs it."""
 
+
+class ModelSpec(ModelInput):
+    """Which model the job starts from."""
+
+    config: dict[str, JsonValue] = {}
+    """Fields of the transformers config, for `scratch:` models (hidden_size, num_hidden_layers, ...)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Of all dropout layers. Default: the model's own."""
     lora: LoraSpec | None = None

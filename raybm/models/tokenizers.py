@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from raybm.core.errors import DataError, Unsupported, UserError
 from raybm.models import chat
-from raybm.models.checks import check
+from raybm.models.checks import check_pretrained
 from raybm.models.references import resolve
 from raybm.models.signature import embedded_tokens, infer_signature
-from raybm.models.spec import ModelSpec, TokenizerSpec
+from raybm.models.spec import ModelInput, TokenizerSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +45,7 @@ _BERT_SPECIAL = {
 _BYTES = 256
 
 
-def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iterator[str]]) -> PreTrainedTokenizerFast:
+def tokenizer(spec: ModelInput, storage: Storage | None, texts: Callable[[], Iterator[str]]) -> PreTrainedTokenizerFast:
     """The model's own tokenizer, or for `scratch:` one trained on `texts()` (called only then). Its model_max_length is
     `spec.max_length`; what generates has a chat template. Raises UserError, DataError, Unsupported, and what `resolve` raises."""
     if spec.tokenizer is not None:
@@ -53,7 +53,7 @@ def tokenizer(spec: ModelSpec, storage: Storage | None, texts: Callable[[], Iter
     from transformers import AutoTokenizer
 
     folder = resolve(spec.ref, storage)
-    check(spec, folder)  # a model that had yet to be fetched
+    check_pretrained(spec, folder)  # a model that had yet to be fetched
     try:
         own: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError) as error:  # no tokenizer files, or one that comes as code

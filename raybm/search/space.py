@@ -49,13 +49,14 @@ class Dimension(Spec):
         assert self.uniform is not None
         return trial.suggest_float(name, *self.uniform)
 
-    def holds(self, value: Any) -> bool:
-        """Whether it may be drawn."""
+    def own(self, value: Any) -> list[Any]:
+        """The value as it may be drawn (a spec keeps 1 as 1.0); nothing where it may not."""
         if self.choice is not None:
-            return json.dumps(value) in [json.dumps(each) for each in self.choice]
-        if isinstance(value, bool) or not isinstance(value, int if self.randint else int | float):
-            return False
-        return self.normal is not None or self._range()[0] <= value <= self._range()[1]
+            return [each for each in self.choice if each == value and isinstance(each, bool) == isinstance(value, bool)][:1]
+        if isinstance(value, bool) or not isinstance(value, int | float) or (self.randint and value != int(value)):
+            return []
+        fits = self.normal is not None or self._range()[0] <= value <= self._range()[1]
+        return [int(value) if self.randint else value] if fits else []
 
     def share(self, value: Any) -> float:
         """Where a value of a range lies, from 0 to 1 (of a normal distribution: its probability); equal steps are alike."""

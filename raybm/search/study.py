@@ -52,8 +52,8 @@ class Study:
 
     def inside(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """The point with these values of the fields that it has; None where it does not lie in the space."""
-        point = drawn(self.space, self.job, lambda name, _: values.get(name))
-        return point if all(self.space[name].holds(value) for name, value in point.items()) else None
+        point = {name: self.space[name].own(value) for name, value in drawn(self.space, self.job, lambda name, _: values.get(name)).items()}
+        return {name: found[0] for name, found in point.items()} if all(point.values()) else None
 
     def learn(self, point: Mapping[str, Any], values: Sequence[float]) -> None:
         """Of a point that was tried elsewhere."""

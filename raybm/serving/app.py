@@ -13,13 +13,25 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
+from raybm.core.storage import open_storage
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.serving import autoscaling, batches, files
 from raybm.serving.adapted import with_adapters
+from raybm.serving.admission import Queue, size
+from raybm.serving.coldstart import load
+from raybm.serving.failover import Failover
 from raybm.serving.gateway import Gateway
 from raybm.serving.logs import log_with_serve
-from raybm.serving.replica import Replica, load
+from raybm.serving.loopback import stay_on_loopback
+from raybm.serving.metrics import version
+from raybm.serving.offline.record import Batches
+from raybm.serving.offline.stored import Files, serving_storage
+from raybm.serving.offline.worker import offline_worker
+from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
-from raybm.spec.serve import GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
+from raybm.serving.tracing import Traced, tracer
+from raybm.serving.watch import Origin
+from raybm.spec.serve import BATCHES_CPUS, BATCHES_NAME, GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
 
@@ -33,7 +45,7 @@ def build(args: dict[str, Any]) -> Application:
 def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Application:
     """The gateway bound to one deployment a model; `loaders` build the models' engines in their replicas."""
     models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models}
-    room = sum(model.autoscaling.max_replicas * model.max_ongoing_requests + model.max_queued_requests for model in spec.models)
+    room = sum(size(model, spec.gateway)[1] for model in spec.models)
     gateway = serve.deployment(Ingress).options(
         name=GATEWAY_NAME,
         num_replicas=spec.gateway.replicas,
@@ -42,9 +54,13 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
         graceful_shutdown_timeout_s=spec.gateway.request_timeout_s,
         logging_config={"enable_access_log": False},  # the gateway writes its own line
     )
-    sleepers = tuple(model.name for model in spec.models if model.autoscaling.min_replicas == 0)
-    adapters = {model.name: model.engine.adapter_names() for model in spec.models}
-    return gateway.bind(spec.gateway.canonical(), models, sleepers, adapters)
+    worker = serve.deployment(BatchWorker).options(
+        name=BATCHES_NAME,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": BATCHES_CPUS},
+        graceful_shutdown_timeout_s=1.0,  # what it leaves is taken up by the next one
+    )
+    return gateway.bind(spec.canonical(), models, worker.bind(spec.canonical(), models))
 
 
 def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
@@ -52,7 +68,11 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
     fixed = scale.min_replicas == scale.max_replicas
     deployment = serve.deployment(Replica).options(
         name=model.name,
-        **({"num_replicas": scale.max_replicas} if fixed else {"autoscaling_config": scale.canonical()}),
+        **(
+            {"num_replicas": scale.max_replicas}
+            if fixed
+            else {"autoscaling_config": autoscaling.config(scale, min(model.max_ongoing_requests, model.engine.max_batch))}
+        ),
         **_placement(model),
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
@@ -60,7 +80,7 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(model.name, loader, *model.engine.batching())
+    return deployment.bind(model.name, loader, *model.engine.batching(), version(model.ref))
 
 
 def _placement(model: ServedModel) -> dict[str, Any]:
@@ -80,21 +100,28 @@ def _placement(model: ServedModel) -> dict[str, Any]:
 class Ingress:
     """The gateway's deployment: hands Serve's handles to the gateway."""
 
-    def __init__(
-        self,
-        spec: dict[str, Any],
-        handles: dict[str, DeploymentHandle],
-        sleepers: tuple[str, ...],
-        adapters: dict[str, tuple[str, ...]],
-    ) -> None:
+    def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle], worker: DeploymentHandle) -> None:
+        """`worker`: Serve starts what its ingress is bound to. The two meet in the storage only."""
         log_with_serve()
-        self._awake = tuple(name for name in handles if name not in sleepers)
+        stay_on_loopback()
+        serving = ServeSpec.parse(spec)
+        self._awake = tuple(model.name for model in serving.models if model.autoscaling.min_replicas)
         self._status: asyncio.Task[Any] | None = None
-        models = {name: Remote(handle) for name, handle in handles.items()}
-        self._gateway = Gateway(GatewaySpec.parse(spec), with_adapters(models, adapters), self._missing)
+        models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
+        adapters = {model.name: model.engine.adapter_names() for model in serving.models}
+        self._gateway = Gateway(
+            serving.gateway,
+            with_adapters(models, adapters),
+            self._missing,
+            queues={model.name: Queue(*size(model, serving.gateway)) for model in serving.models},
+            versions={model.name: version(model.ref) for model in serving.models},
+        )
+        self._store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._gateway)
+        store = Files(self._store), Batches(self._store)
+        app = create_app(self._gateway, files.routes(self._gateway, *store), batches.routes(self._gateway, *store))
+        return Traced(app, tracer("raybm-gateway"))
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
@@ -105,6 +132,24 @@ class Ingress:
         return {name: deployments[name].status.value for name in self._awake if not deployments[name].replica_states.get("RUNNING")}
 
 
+class BatchWorker:
+    """The deployment of the worker of offline batches, which nobody calls: it finds its work in the storage."""
+
+    async def __init__(self, spec: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_with_serve()
+        stay_on_loopback()
+        serving = ServeSpec.parse(spec)
+        store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
+        room = {model.name: model.offline_requests or max(1, model.max_ongoing_requests // 4) for model in serving.models}
+        worker = offline_worker(serving.gateway, {name: Failover(Remote(handle)) for name, handle in handles.items()}, room, store)
+        self._running = asyncio.create_task(worker.run())
+
+    def check_health(self) -> None:
+        """Serve replaces the worker when this raises."""
+        if self._running.done():
+            self._running.result()
+
+
 class Remote:
     """A model behind its Serve handle. A caller that is cancelled cancels the replica's work."""
 
@@ -112,7 +157,7 @@ class Remote:
         self._unary, self._streaming = handle, handle.options(stream=True)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        response = self._streaming.stream.remote(request)
+        response = self._streaming.stream.remote(request, Origin())
         try:
             async for item in response:
                 if isinstance(item, RaybmError):
@@ -142,7 +187,7 @@ class Remote:
         return text
 
     async def _call(self, method: str, argument: Any) -> Any:
-        response = self._unary.call.remote(method, argument)
+        response = self._unary.call.remote(method, argument, Origin())
         try:
             result = await response
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Protocol
 
 from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
 from raybm.core.spec import load
-from raybm.spec.serve import HttpOptions, ServeConfig, ServedModel
+from raybm.serving import ingress
+from raybm.spec.serve import BATCHES_CPUS, HttpOptions, ServeConfig, ServedModel
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL_S = 0.5
 SAY_EVERY_S = 15.0
-# Under load Serve's own 5 s and 10 s declare a busy proxy dead.
-CONTROLLER = {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}}
+COLD_START_TIMEOUT_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -39,7 +39,9 @@ class Connection(Protocol):
 class Connect(Protocol):
     """raybm.cluster.connect, which lies above this package."""
 
-    def __call__(self, *, cpus: float, say: Say, gpus: float, address: str | None) -> AbstractContextManager[Connection]: ...
+    def __call__(
+        self, *, cpus: float, say: Say, gpus: float, address: str | None, variables: Mapping[str, str]
+    ) -> AbstractContextManager[Connection]: ...
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,16 @@ def deploy(
     import ray
 
     config = load(ServeConfig, path)
-    if (address or os.environ.get("RAY_ADDRESS") or "local") == "local" and not ray.is_initialized():
+    embedded = (address or os.environ.get("RAY_ADDRESS") or "local") == "local" and not ray.is_initialized()
+    if embedded:
         _check_free(config.http_options)  # an embedded Ray's proxy will listen on this machine
     check_models(config, say)
     cpus, gpus = needs(config)
-    with connect(cpus=cpus, gpus=gpus, say=say, address=address) as connection:
+    with (
+        ingress.chosen(config.http_options, embedded=embedded) as entrance,
+        connect(cpus=cpus, gpus=gpus, say=say, address=address, variables=entrance.variables) as connection,
+    ):
+        say(f"Ingress: {entrance.proxy}, since {entrance.why}.")
         endpoint = run(config, say, timeout_s, local=connection.embedded)
         say(f"{endpoint.url} answers for {', '.join(endpoint.models)}.")
         if on_ready:
@@ -96,7 +103,7 @@ def needs(config: ServeConfig) -> tuple[float, float]:
     """CPUs and GPUs of all replicas at their most."""
     specs = [application.args for application in config.applications]
     models: list[ServedModel] = [model for spec in specs for model in spec.models]
-    cpus = sum(spec.gateway.cpus * spec.gateway.replicas for spec in specs)
+    cpus = sum(spec.gateway.cpus * spec.gateway.replicas + BATCHES_CPUS for spec in specs)
     cpus += sum(model.cpus * model.autoscaling.max_replicas for model in models)
     return math.ceil(cpus), sum(model.gpus * model.autoscaling.max_replicas for model in models)
 
@@ -117,7 +124,8 @@ def run(config: ServeConfig, say: Say, timeout_s: float = 600.0, *, local: bool 
     if http.host not in LOOPBACK and any(not app.args.gateway.api_keys for app in config.applications):
         say(f"{http.host}:{http.port} can be reached from other machines, and no api_keys are set: everybody may ask.")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(config.proxy_location, http.model_dump(exclude_none=True), controller_options={"runtime_env": CONTROLLER})
+    options = http.model_dump(exclude={"proxy"}, exclude_none=True)
+    serve.start(config.proxy_location, options, controller_options={"runtime_env": {"env_vars": ingress.PATIENCE}})
     targets = [serve.RunTarget(build(app.args.canonical()), app.name, app.route_prefix) for app in config.applications]
     try:
         serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -131,7 +139,27 @@ def run(config: ServeConfig, say: Say, timeout_s: float = 600.0, *, local: bool 
     if local:
         for url in urls:
             _wait_for_answer(f"{url}/ready", deadline)
+    _say_cold_starts(config, say)
     return Endpoint(urls[0], tuple(model.name for app in config.applications for model in app.args.models))
+
+
+def _say_cold_starts(config: ServeConfig, say: Say) -> None:
+    """How long one replica of each model took to start, by part. Models that sleep have none to ask."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    from raybm.serving import coldstart
+
+    for app in config.applications:
+        for model in app.args.models:
+            if model.autoscaling.min_replicas:
+                handle = serve.get_deployment_handle(model.name, app.name)
+                try:
+                    parts = handle.cold_start.remote().result(timeout_s=COLD_START_TIMEOUT_S)
+                except (TimeoutError, RayError, RayServeException):  # it has gone again; what is told here nobody depends on
+                    continue
+                say(f"{model.name} started in {coldstart.line(parts)}.")
 
 
 def _check_port(http: HttpOptions) -> None:

@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from raybm.core.errors import DeadlineExceeded, NotFound
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
-from raybm.serving import statuses, wire
+from raybm.serving import resume, statuses, wire
+from raybm.serving.admission import Queue
 from raybm.serving.auth import Keys
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
@@ -42,25 +43,46 @@ Missing = Callable[[], Awaitable[dict[str, str]]]
 
 
 class Gateway:
-    def __init__(self, spec: GatewaySpec, models: Mapping[str, Model], missing: Missing) -> None:
+    def __init__(
+        self,
+        spec: GatewaySpec,
+        models: Mapping[str, Model],
+        missing: Missing,
+        *,
+        queues: Mapping[str, Queue] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        """`queues`: of models that may refuse for want of room; `versions`: of models, for the metrics."""
         self.spec, self.models, self.missing = spec, models, missing
-        self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics()
+        self.queues = queues or {}
+        self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics(versions)
         self.started = int(time.time())
 
     async def answer(self, request: Request, kind: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
-        request.state.deadline = asyncio.get_running_loop().time() + self.spec.request_timeout_s
+        now = asyncio.get_running_loop().time
         try:
+            self.admit(request)
+            request.state.timeout_s = self.limits.timeout_s(request)
+            request.state.deadline = now() + request.state.timeout_s
             async with asyncio.timeout_at(request.state.deadline):
-                self.admit(request)
                 query = kind.read(await self.limits.body(request))
                 self.limits.inputs(query.inputs())
                 model = self.choose(query.model)
                 request.state.model = query.model
+                if queue := self.queues.get(query.model.partition(":")[0]):  # which a model shares with its adapters
+                    queue.enter(request.state.deadline - now())
+                    request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
+            self._count(request, error)
             return statuses.response(error)
 
+    def _count(self, request: Request, error: Exception) -> None:
+        model, tenant = (getattr(request.state, name, "") for name in ("model", "tenant"))
+        self.metrics.error(model, tenant, statuses.status(statuses.cause(error)).code)
+
     def admit(self, request: Request) -> None:
+        self.limits.headers(request)
         request.state.tenant = self.keys.tenant(request.headers.get("authorization"))
         self.limits.admit(request.state.tenant)
 
@@ -79,13 +101,18 @@ class Gateway:
         return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: wire.Generation) -> Response:
-        deltas = merged([self._deltas(request, query.model, model.generate(one)) for one in query.requests()])
+        seen = resume.events_seen(request)
+        requests = query.requests() if seen is None else resume.repeatable(query.requests(), request)
+        sources = [self._deltas(request, query.model, model.generate(one), place == 0) for place, one in enumerate(requests)]
+        deltas = merged(sources)
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
-        return Events(events(query, first, deltas), source=deltas)
+        request.state.begun = True
+        return Events(resume.behind(events(query, first, deltas), seen or 0), deltas, request.state.deadline)
 
-    async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
-        """The model's pieces, each before the deadline; counts them; closes the generation however this ends."""
-        begun, pieces, written, delta = time.monotonic(), 0, 0, None
+    async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta], first: bool) -> AsyncGenerator[Delta]:
+        """The model's pieces, each before the deadline; counts them, and the prompt for the `first` choice; closes the generation however
+        this ends."""
+        last, written, delta = time.monotonic(), 0, None
         try:
             while True:
                 try:
@@ -94,14 +121,21 @@ class Gateway:
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
-                    raise DeadlineExceeded(f"the answer was not complete within {self.spec.request_timeout_s:g} s.") from None
-                if not pieces:
-                    self.metrics.first_token(name, time.monotonic() - begun)
-                pieces, written = pieces + 1, written + delta.tokens
+                    raise DeadlineExceeded(f"the answer was not complete within {request.state.timeout_s:g} s.") from None
+                now = time.monotonic()
+                if not written:
+                    self.metrics.first_token(name, now - last)
+                else:
+                    self.metrics.next_tokens(name, now - last, delta.tokens)
+                last, written = now, written + delta.tokens
                 yield delta
+        except Exception as error:
+            if getattr(request.state, "begun", False):  # told in the stream; `answer` counts the others
+                self._count(request, error)
+            raise
         finally:
             if delta is not None:
-                self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens, written)
+                self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens if first else 0, written)
             await source.aclose()
 
     async def embed(self, request: Request, model: Model, query: wire.Embed | wire.Compare) -> Response:

@@ -16,8 +16,11 @@ STATUSES = {
     400: "The request is wrong, or not what the model can do.",
     401: "No key, or an unknown one.",
     404: "There is no such model.",
+    408: "The body came too slowly.",
     413: "The body is too large.",
     429: "The tenant's requests are used up; Retry-After says when there are more.",
+    431: "The headers are too large.",
+    502: "The endpoint that has the model failed.",
     503: "No room now, or no replica; Retry-After.",
     504: "Not answered within the deadline.",
 }

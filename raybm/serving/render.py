@@ -11,7 +11,9 @@ from raybm.core.errors import UserError
 from raybm.core.registry import Registry
 from raybm.core.spec import parse
 from raybm.core.storage import open_storage
-from raybm.spec.serve import Autoscaling, GatewaySpec, ServeConfig, ServedModel
+from raybm.serving.ingress import haproxy
+from raybm.spec.autoscaling import Autoscaling, OngoingRequests
+from raybm.spec.serve import GatewaySpec, ServeConfig, ServedModel
 
 HEAD = """\
 # Ray Serve config, written by `raybm render`. `raybm deploy FILE` checks it and deploys; plain `serve deploy FILE` takes it too.
@@ -19,6 +21,7 @@ proxy_location: EveryNode
 http_options:
   host: 127.0.0.1  # only this machine; behind a load balancer 0.0.0.0, and then with api_keys
   port: 8000
+  proxy: python  # {proxy}
 applications:
   - name: raybm
     route_prefix: /
@@ -33,7 +36,10 @@ applications:
 MODEL = """\
         - name: {name}  # the `model` of a request
           ref: {ref}{comment}
-          autoscaling: {{min_replicas: {low}, max_replicas: {high}}}  # replicas; min_replicas: 0 lets it sleep
+          autoscaling:
+            min_replicas: {low}  # 0 lets it sleep
+            max_replicas: {high}
+            by: {{kind: ongoing_requests, target: {target:g}}}  # or queue, tokens_in_flight, ttft
           cpus: {cpus:g}  # of each replica
           gpus: {gpus:g}
 """
@@ -55,8 +61,18 @@ def render(refs: list[str], storage: str) -> str:
             raise UserError(f"two models would be called {name!r}.", where=given, remedy="Render one and add the other by hand.")
         seen.add(name)
         fields = {"name": _scalar(name), "ref": _scalar(ref), "comment": f"  # {comment}" if comment else ""}
-        blocks.append(MODEL.format(**fields, low=scale.min_replicas, high=scale.max_replicas, cpus=default.cpus, gpus=default.gpus))
-    text = HEAD.format(storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
+        blocks.append(
+            MODEL.format(
+                **fields,
+                low=scale.min_replicas,
+                high=scale.max_replicas,
+                target=OngoingRequests().target,
+                cpus=default.cpus,
+                gpus=default.gpus,
+            )
+        )
+    proxy = "Serve's own; auto takes HAProxy where there is one" + (", as on this machine" if haproxy() else "")
+    text = HEAD.format(proxy=proxy, storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
     data, lines = yamlfile.parse(text, "render")
     parse(ServeConfig, data, "render", lines)
     return text

@@ -13,8 +13,10 @@ from ray import serve
 from raybm.core.errors import RaybmError, Unsupported
 from raybm.core.signature import Protocol
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokenizes, Tokens
+from raybm.serving import coldstart, tracing
 from raybm.serving.logs import log_with_serve
-from raybm.spec.serve import ServedModel
+from raybm.serving.loopback import stay_on_loopback
+from raybm.serving.watch import Origin, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +27,20 @@ _ASKS: dict[Protocol, str] = {
 }
 
 
-def load(model: ServedModel, storage: str) -> Any:
-    """The model's engine, ready to answer. Raises NotFound, Unsupported, StorageError."""
-    from raybm.core.storage import open_storage
-
-    return model.engine.load(model.ref, open_storage(storage))
-
-
 class Replica:
     """Answers for one model. Texts of all requests meet in the batches of encoders; generation is batched by the engine."""
 
-    async def __init__(self, name: str, load: Callable[[], Any], max_batch: int, batch_wait_ms: float) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, name: str, load: Callable[[], Any], max_batch: int, batch_wait_ms: float, version: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
         log_with_serve()
+        stay_on_loopback()
         self.name = name
-        self.engine = await asyncio.to_thread(load)  # off the event loop, so that Serve's health checks are answered meanwhile
+        self.watch = Watch(name, version, tracing.tracer("raybm-replica"))
+        self.engine, self.parts = await coldstart.started(load)
+        self.watch.started(self.parts)
         for batch in (self._embed, self._predict):
             batch.set_max_batch_size(max_batch)
             batch.set_batch_wait_timeout_s(batch_wait_ms / 1000)
-        logger.info("model %s is ready: %s", name, ", ".join(self.engine.signature.protocols))
+        logger.info("model %s is ready: %s; started in %s", name, ", ".join(self.engine.signature.protocols), coldstart.line(self.parts))
 
     def __del__(self) -> None:
         if engine := getattr(self, "engine", None):  # None: the model did not load
@@ -52,21 +50,31 @@ class Replica:
         """Serve asks now and then, and replaces the replica when this raises."""
         self.engine.check()
 
-    async def call(self, method: str, argument: Any) -> Any:
+    def cold_start(self) -> dict[str, float]:
+        """Seconds that each part of this replica's start took."""
+        return self.parts
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for them where an autoscaling policy goes by them."""
+        return self.watch.stats()
+
+    async def call(self, method: str, argument: Any, origin: Origin | None = None) -> Any:
         """One of complete, embed, predict, tokenize, detokenize. A RaybmError is returned, not raised: Serve logs a traceback for every
         error that a replica raises, and a client's mistake is none of ours."""
-        try:
-            return await getattr(self, method)(argument)
-        except RaybmError as error:
-            return error
+        with self.watch.request(method, origin):
+            try:
+                return await getattr(self, method)(argument)
+            except RaybmError as error:
+                return error
 
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[Delta | RaybmError]:
+    async def stream(self, request: GenerateRequest, origin: Origin | None = None) -> AsyncIterator[Delta | RaybmError]:
         """`generate`, with a RaybmError as its last item."""
-        try:
-            async for delta in self.generate(request):
-                yield delta
-        except RaybmError as error:
-            yield error
+        with self.watch.request("stream", origin):
+            try:
+                async for delta in self.generate(request):
+                    yield delta
+            except RaybmError as error:
+                yield error
 
     def _needs(self, protocol: Protocol) -> None:
         can: tuple[Protocol, ...] = self.engine.signature.protocols
@@ -77,7 +85,7 @@ class Replica:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """A streamed generation. When the caller goes away, Serve cancels this, and closing the engine's iterator frees its slot."""
         self._needs("generates")
-        deltas = self.engine.generate(request)
+        deltas = self.watch.tokens(self.engine.generate(request))
         try:
             async for delta in deltas:
                 yield delta
@@ -120,10 +128,12 @@ class Replica:
 
     @serve.batch
     async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
+        self.watch.batch(len(texts))
         result: Embeddings = await asyncio.to_thread(self.engine.embed, texts)
         return list(zip(result.vectors, result.tokens or (0,) * len(texts), strict=True))
 
     @serve.batch
     async def _predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.watch.batch(len(rows))
         answers: list[dict[str, Any]] = await asyncio.to_thread(self.engine.predict, rows)
         return answers

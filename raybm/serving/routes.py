@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from raybm.core.errors import RaybmError
@@ -19,7 +20,8 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.wire import answers
 
 
-def create_app(gateway: Gateway) -> ASGIApp:
+def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
+    """`more`: routes beside those of the models."""
     app: FastAPI = FastAPIOffline(
         title="raybm", version=version("raybm"), docs_url="/docs", redoc_url=None, static_url="/docs/static", openapi_url="/openapi.json"
     )
@@ -38,10 +40,16 @@ def create_app(gateway: Gateway) -> ASGIApp:
     }
     for path, (kind, answer, work) in posts.items():
         app.post(path, response_model=answer, **openapi.posted(kind))(_endpoint(gateway, kind, work))
+    for router in more:
+        app.include_router(router)
     app.openapi = openapi.describe(app, [kind for kind, _, _ in posts.values()], keys=bool(gateway.spec.api_keys))  # type: ignore[method-assign]
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return statuses.response(error)
+        response = statuses.response(error)
+        if response.status_code == 405:  # of a path with several methods, Starlette names those of the first route only
+            matching = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            response.headers["Allow"] = ", ".join(sorted({method for route in matching for method in getattr(route, "methods", ())}))
+        return response
 
     app.add_exception_handler(RaybmError, refuse)
     app.add_exception_handler(HTTPException, refuse)
@@ -70,6 +78,12 @@ def _probes(app: FastAPI, gateway: Gateway) -> None:
         except TimeoutError:
             missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
         return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=openapi.errors(401))
+    async def metrics(request: Request) -> Response:
+        """What this gateway process has counted, for Prometheus."""
+        gateway.keys.tenant(request.headers.get("authorization"))
+        return gateway.metrics.page()
 
 
 def _models(app: FastAPI, gateway: Gateway) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -12,19 +14,26 @@ from starlette.types import Receive, Scope, Send
 from raybm.engines.protocol import Delta
 from raybm.serving import statuses, wire
 
+logger = logging.getLogger(__name__)
+LAST_WORDS_S = 5.0  # for the error event of a stream that met its deadline
+
 
 class Events(StreamingResponse):
     """Streams events and closes their source when they end, or when the client goes away."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncIterator[bytes], source: AsyncGenerator[Any]) -> None:
+    def __init__(self, content: AsyncIterator[bytes], source: AsyncGenerator[Any], deadline: float) -> None:
+        """`deadline`: of the event loop's clock. The source keeps it too; but it is not asked while a client does not read."""
         super().__init__(content, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._source = source
+        self._source, self._deadline = source, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout_at(self._deadline + LAST_WORDS_S):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.info("a client that did not read its stream was let go")  # the server closes what was not completed
         finally:
             await self._source.aclose()
 

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from grpc.aio import AioRpcError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,7 +19,8 @@ from starlette.responses import JSONResponse
 
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UpstreamFailed, UserError
 from raybm.serving.auth import Unauthenticated
-from raybm.serving.limits import BodyTooLarge, RateLimited
+from raybm.serving.limits import BodyTooLarge, BodyTooSlow, HeadersTooLarge, RateLimited, Refused
+from raybm.serving.offline.stored import Missing
 from raybm.serving.wire import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -37,23 +39,28 @@ CLIENT_LEFT = 499  # nginx's number for a client that left before the answer; no
 _BUSY = "the model has no room for another request now. Try again."
 _GONE = "the replica that worked on this went away. Try again."
 
+LOST = (RayActorError, ReplicaUnavailableError, NodeDiedError, WorkerCrashedError, ObjectLostError, AioRpcError)
+"""The replica went away, or the way to it; another may answer. Errors that an engine raises are none of these."""
+
 # The first class that an error is an instance of decides. What is not here is a 500 that tells nothing of our insides.
 TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (Unauthenticated, Status(401, "authentication_error", "invalid_api_key")),
     (RateLimited, Status(429, "rate_limit_error", "rate_limit_exceeded")),
     (BodyTooLarge, Status(413, "invalid_request_error", "body_too_large")),
+    (HeadersTooLarge, Status(431, "invalid_request_error", "headers_too_large")),
+    (BodyTooSlow, Status(408, "invalid_request_error", "body_too_slow")),
+    (Missing, Status(404, "invalid_request_error", "not_found")),
     (NotFound, Status(404, "invalid_request_error", "model_not_found")),
     (Unsupported, Status(400, "invalid_request_error", "unsupported_by_model")),
     (UserError, Status(400, "invalid_request_error", "invalid_request")),
     (Overloaded, Status(503, "server_error", "overloaded", None, 1)),
     (BackPressureError, Status(503, "server_error", "overloaded", _BUSY, 1)),
     (DeploymentUnavailableError, Status(503, "server_error", "model_unavailable", "the model is not running.", 10)),
-    (RayActorError, Status(503, "server_error", "replica_lost", _GONE, 1)),
-    (ReplicaUnavailableError, Status(503, "server_error", "replica_lost", _GONE, 1)),
+    *((kind, Status(503, "server_error", "replica_lost", _GONE, 1)) for kind in LOST),
     (ClientDisconnect, Status(CLIENT_LEFT, "invalid_request_error", "client_left", "the client left.")),
     (UpstreamFailed, Status(502, "server_error", "upstream_failed")),
     (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
-    (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come within gateway.request_timeout_s.")),
+    (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come before the request's deadline.")),
 )
 _INTERNAL = Status(500, "server_error", "internal_error", "something broke on the server; its log says what.")
 
@@ -84,7 +91,7 @@ def response(error: BaseException) -> JSONResponse:
     error = cause(error)
     found = status(error)
     headers = {}
-    wait_s = error.retry_after_s if isinstance(error, RateLimited) else found.retry_after_s
+    wait_s = error.retry_after_s if isinstance(error, Refused) else found.retry_after_s
     if wait_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if found.http == 401:

@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
 from raybm.engines import EngineSpec
 from raybm.engines.base import EngineBase
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import Reference
+from raybm.spec.autoscaling import Autoscaling
 
 GATEWAY_NAME = "gateway"  # the gateway's deployment; models' deployments have the models' names
-
-
-class Autoscaling(Spec):
-    """Ray Serve's autoscaling of one model's replicas."""
-
-    min_replicas: NonNegativeInt = 1
-    """0 lets an idle model leave its node; the next request then waits for it to load."""
-    max_replicas: PositiveInt = 1
-    """Replicas at the highest load."""
-    target_ongoing_requests: PositiveFloat = 8.0
-    """Requests in one replica at which another is started."""
-    upscale_delay_s: NonNegativeFloat = 10.0
-    """How long the load must be high before replicas are added."""
-    downscale_delay_s: NonNegativeFloat = 300.0
-    """How long the load must be low before replicas are taken away."""
-
-    CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(
-            ("min_replicas", "max_replicas"),
-            lambda low, high: (f"{low} is more than max_replicas, {high}.", "Lower it or raise max_replicas.") if low > high else None,
-        ),
-    )
+BATCHES_NAME = "batches"  # that of the worker of offline batches
+BATCHES_CPUS = 0.1  # it waits for models nearly all of its time
 
 
 def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
@@ -64,6 +45,9 @@ class ServedModel(Spec):
     """Requests that one replica holds at once."""
     max_queued_requests: PositiveInt = 256
     """Requests that wait for a replica; one more is refused with 503."""
+    offline_requests: PositiveInt | None = None
+    """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room. Default: a
+    quarter of max_ongoing_requests."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
@@ -106,6 +90,10 @@ class GatewaySpec(Spec):
     """A larger request is refused with 413."""
     max_inputs: PositiveInt = 256
     """Texts in one classification or embedding request."""
+    max_file_bytes: PositiveInt = 200_000_000
+    """A larger file (`/v1/files`) is refused with 413."""
+    max_batch_lines: PositiveInt = 50_000
+    """Requests in one offline batch (`/v1/batches`)."""
     request_timeout_s: PositiveFloat = 120.0
     """A request that has not been answered by then ends with an error."""
     cpus: NonNegativeFloat = 0.5
@@ -133,7 +121,7 @@ class ServeSpec(Spec):
     """A gateway and the models behind it."""
 
     storage: str = "~/.raybm"
-    """Where the registry is: a folder or s3://bucket/prefix."""
+    """Where the registry is, and clients' files and batches: a folder that all nodes share, or s3://bucket/prefix."""
     models: Annotated[tuple[ServedModel, ...], Field(min_length=1)]
     gateway: GatewaySpec = GatewaySpec()
 
@@ -147,8 +135,8 @@ class ServeSpec(Spec):
         Check(
             ("models",),
             lambda models: (
-                (f"{GATEWAY_NAME!r} is the gateway's own name.", "Call the model something else.")
-                if any(m.name == GATEWAY_NAME for m in models)
+                (f"{GATEWAY_NAME!r} and {BATCHES_NAME!r} are the gateway's own names.", "Call the model something else.")
+                if any(m.name in (GATEWAY_NAME, BATCHES_NAME) for m in models)
                 else None
             ),
         ),
@@ -166,6 +154,8 @@ class HttpOptions(Spec):
     """Serve's own deadline of a request; the gateway has one too."""
     keep_alive_timeout_s: PositiveInt = 5
     """How long an idle connection stays open."""
+    proxy: Literal["python", "haproxy", "auto"] = "python"
+    """What listens: Serve's own proxy (python), HAProxy, or (auto) HAProxy where there is one and `raybm deploy` starts Ray itself."""
 
 
 class Application(Spec):

@@ -33,7 +33,7 @@ from raybm.data.frame import ORDER, texts
 from raybm.data.reading import Wanted
 from raybm.models import processors
 from raybm.models.references import fingerprint
-from raybm.models.spec import ModelSpec
+from raybm.models.spec import ModelInput
 from raybm.spec.job import DataSpec
 from raybm.tasks import TaskSpec
 
@@ -57,7 +57,7 @@ T = TypeVar("T")
 class View(Spec):
     seed: int
     task: TaskSpec
-    model: ModelSpec
+    model: ModelInput
     data: DataSpec
 
 

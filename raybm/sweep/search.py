@@ -17,6 +17,7 @@ from raybm.core.context import Context
 from raybm.core.errors import Problem, SpecError, UserError
 from raybm.core.events import FILE
 from raybm.core.runs import SWEEP, Run
+from raybm.models.spec import ModelInput
 from raybm.search import Member, Population
 from raybm.search.space import changed, probes
 from raybm.search.study import Asked, End, Study
@@ -29,8 +30,6 @@ from raybm.sweep.trial import Trial, ended, mean, stored
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
 STEPS = "train.steps"
-PREPARES = ("task", "data", "model")
-"""Sections that prepared rows depend on."""
 
 
 @dataclass
@@ -63,6 +62,12 @@ def check(job: JobSpec) -> None:
         raise SpecError(tuple(problems.values()), "")
 
 
+def prepares(path: str) -> bool:
+    """Whether rows are prepared by this field of the spec."""
+    section, _, field = path.partition(".")
+    return section in ("task", "data") or (section == "model" and field.partition(".")[0] in ModelInput.model_fields)
+
+
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> JobSpec:
     """Search until the budget is used up, and return the job with the best point's values. Raises UserError where no point was
     finished."""
@@ -74,7 +79,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     except ImportError as error:
         raise UserError(f"{error.name} is not installed.", where="sweep.sampler", remedy="Run: pip install 'raybm[sweep]'") from None
     with on_ray():
-        if not any(path.split(".")[0] in PREPARES for path in search.spec.space):
+        if not any(prepares(path) for path in search.spec.space):
             for repeat in range(search.spec.repeats):  # what the trials share is made before them, once
                 shared = search.trial_job(Trial(point=0, repeat=repeat, start={}))
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
@@ -129,8 +134,8 @@ class Search:
     def energy_kwh(self) -> float:
         """Of all trials; what a member of a population began with is its parent's."""
         trials = [trial for point in self.points for trial in point.trials]
-        before = [self.points[trial.parent - 1].trials[0] for trial in trials if trial.parent]
-        return sum(map(_energy, trials)) - sum(map(_energy, before))
+        before = [_energy(self.points[trial.parent - 1].trials[0]) if trial.parent else 0.0 for trial in trials]
+        return sum(max(0.0, _energy(trial) - known) for trial, known in zip(trials, before, strict=True))
 
     def next(self) -> tuple[Point, Trial] | None:
         """What to try next; None where nothing is left, or (then there may be `more`) what runs has to end first."""
@@ -304,8 +309,10 @@ class Search:
             else:
                 self.study.learn(point, scores)
         if not inside:
-            lacks = f"none of its {found} points lies in the space." if found else f"no trial of it has {', '.join(self.spec.objectives)}."
-            raise UserError(lacks, where=f"sweep.warm_start: {source}", remedy="Drop it, or widen the space.")
+            metrics = ", ".join(self.spec.objectives)
+            lacks = f"none of its {found} points lies in the space." if found else f"it has no finished trial with {metrics}."
+            remedy = "Drop it, or widen the space." if found else "Drop it, or name a run that was searched for the same."
+            raise UserError(lacks, where=f"sweep.warm_start: {source}", remedy=remedy)
         self.context.progress(f"sweep: {inside} points are known by {source}" + (f", {found - inside} lie elsewhere" * (inside < found)))
 
     def _recall(self) -> None:

@@ -8,12 +8,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune as raytune
+from ray.exceptions import RayError
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,6 +26,8 @@ from raybm.spec.sweep import TIME
 from raybm.sweep.search import Point, Search
 from raybm.sweep.trial import Trial
 from raybm.sweep.work import ERROR, FINISHED, OVER, beating, run_trial
+
+log = logging.getLogger(__name__)
 
 BEATS_TIMEOUT_S = 60.0
 QUIET = {
@@ -73,6 +76,7 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
             verbose=0,
         )
     finally:
+        ray.kill(beats)  # Tune keeps its handle for good
         shutil.rmtree(folder, ignore_errors=True)
     if search.spent:
         search.context.progress(f"sweep: the budget's energy is used up ({search.energy_kwh:.3g} kWh)")
@@ -106,7 +110,7 @@ class Asking(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         following = self.search.next()
         if following is None:
-            return None if self.search.more else str(Searcher.FINISHED)
+            return None if self.search.more or self.running else str(Searcher.FINISHED)  # what runs may come back
         self.running[trial_id] = following
         trial = following[1]
         job = self.search.trial_job(trial).canonical()
@@ -129,6 +133,11 @@ class Asking(Searcher):
         metrics = _numbers(result) or trial.metrics
         seconds = round(float(result.get("time_total_s", 0.0)), 2)
         self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))
+
+    def again(self, trial_id: str) -> None:
+        """Of one that has not begun."""
+        point, trial = self.running.pop(trial_id)
+        self.search.waiting.insert(0, (point, trial.repeat))
 
     def close(self, in_time: bool) -> None:
         """What runs when the time is over has been stopped; a population's members go on when the same sweep is begun again. What is left
@@ -190,13 +199,25 @@ class Watch(Callback):
         if time.monotonic() - self.looked < HEARTBEAT_S:
             return
         self.looked = time.monotonic()
-        silent = ray.get(self.beats.silent.remote(), timeout=BEATS_TIMEOUT_S)
-        for trial in trials:
-            running, actor = self.asking.running.get(trial.trial_id), trial.temporary_state.ray_actor
-            if running and actor is not None and running[1].name in silent:
-                self.asking.search.context.progress(f"  point {running[1].point}: no sign of life; its process is ended")
-                ray.kill(actor)  # Tune begins it again, or has it failed
-                self._alive(trial)
+        begun = {
+            self.asking.running[trial.trial_id][1].name: trial
+            for trial in trials
+            if trial.trial_id in self.asking.running and trial.temporary_state.ray_actor is not None
+        }
+        try:
+            silent = ray.get(self.beats.silent.remote(list(begun)), timeout=BEATS_TIMEOUT_S)
+        except RayError as error:
+            log.warning("nobody knows which trials give signs of life: %s", error)
+            return
+        for name in silent:
+            trial = begun[name]
+            self.asking.search.context.progress(
+                f"  point {self.asking.running[trial.trial_id][1].point}: no sign of life; its process is ended"
+            )
+            if trial.status == trial.PENDING:  # the process does not let go of the trial before, and Tune would have this one failed
+                self.asking.again(trial.trial_id)
+            ray.kill(trial.temporary_state.ray_actor)  # Tune begins it again, or has it failed
+            self._alive(trial)
 
     def _alive(self, trial: Any) -> None:
         if trial.trial_id in self.asking.running:
@@ -219,9 +240,11 @@ class Beats:
         else:
             self._last[name] = time.monotonic()
 
-    def silent(self) -> list[str]:
-        """Trials that have not beaten for the timeout."""
-        return [name for name, last in self._last.items() if time.monotonic() - last > self._timeout_s]
+    def silent(self, names: Sequence[str]) -> list[str]:
+        """Those that have not beaten for the timeout. Who is asked for the first time counts from now: a trial that waits for the process
+        of the one before has not begun to beat."""
+        now = time.monotonic()
+        return [name for name in names if now - self._last.setdefault(name, now) > self._timeout_s]
 
 
 def _numbers(result: Mapping[str, Any]) -> dict[str, float]:

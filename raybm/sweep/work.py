@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 from ray import tune as raytune
@@ -16,7 +17,7 @@ from raybm import runner
 from raybm.core.artifact import Artifact, Record
 from raybm.core.cache import cache_folder
 from raybm.core.context import Context
-from raybm.core.errors import Paused, RaybmError
+from raybm.core.errors import Paused, RaybmError, UserError
 from raybm.core.events import Events
 from raybm.core.runs import HEARTBEAT_S, Walker
 from raybm.core.storage import Storage, open_storage
@@ -72,12 +73,22 @@ def run_trial(config: dict[str, Any]) -> None:
         known = {f"validation.{name}": value for name, value in paused.validation.items()}  # also where it stood there already
         raytune.report({**told, **known, STEPS: paused.step, PAUSED: 1})
         return
-    except RaybmError as error:
+    except UserError as error:
         raytune.report({**told, ERROR: str(error)})
         return
     finally:
         gc.collect()  # the next trial of this process wants the memory
     raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
+
+
+@cache
+def _settled() -> None:
+    """Once a process: what it holds for good is not looked through again after each trial, which takes a quarter of a second."""
+    import raybm.stages.train
+    import raybm.training.loop  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 def _walk(config: dict[str, Any], listen: Callable[[str, dict[str, Any]], None]) -> dict[str, Record]:
@@ -87,6 +98,8 @@ def _walk(config: dict[str, Any], listen: Callable[[str, dict[str, Any]], None])
     place = f"{config['run']}/trials/{config['name']}"
     folder = storage.local(f"runs/{place}") or cache_folder("runs") / place
     alone = job.resources.workers == 1
+    if alone:
+        _settled()
     context = Context(
         job.canonical(),
         job.name,

@@ -65,8 +65,10 @@ def save(
     progress: dict[str, Any],
     best_by: str,
     average: Average | None = None,
+    stays: int | None = None,
 ) -> None:
-    """Collective. Keeps this checkpoint and the best one by the validation value `best_by` ("loss" falls, others rise)."""
+    """Collective. Keeps this checkpoint, the best one by the validation value `best_by` ("loss" falls, others rise), and that of the step
+    that `stays`, which others may branch off."""
     attempt: list[Any] = [uuid.uuid4().hex[:6]]
     dist.broadcast_object_list(attempt)
     folder = f"{FOLDER}/step-{step:08d}-{attempt[0]}"
@@ -78,13 +80,13 @@ def save(
     if dist.get_rank() == 0:
         commit = Commit(folder=folder, step=step, world_size=dist.get_world_size(), validation=validation, progress=progress)
         storage.write(f"{MARKERS}/{step:08d}.json", json.dumps(commit.canonical()).encode())
-        _prune(storage, best_by)
+        _prune(storage, best_by, stays)
     dist.barrier()
 
 
-def _prune(storage: Storage, best_by: str) -> None:
+def _prune(storage: Storage, best_by: str, stays: int | None) -> None:
     every = commits(storage)
-    kept = {every[-1].step}
+    kept = {every[-1].step, stays}
     if best_commit := best(every, best_by):
         kept.add(best_commit.step)
     for commit in every:  # and nothing else: an uncommitted folder may be what a run that took over is writing now

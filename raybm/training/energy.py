@@ -58,6 +58,9 @@ class Energy:
         """kWh of all ranks since the last time. Collective."""
         told = self.tracker.stop_task()  # None where codecarbon could not begin, which it says in its log
         self.tracker.start_task()
-        total = torch.tensor(told.energy_consumed if told else 0.0, dtype=torch.float64, device=self.device)
+        kwh = told.energy_consumed if told else 0.0
+        if told and self.device.type != "cuda":
+            kwh -= told.gpu_energy  # codecarbon counts all GPUs of the machine for a second trial of the same process
+        total = torch.tensor(kwh, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from raybm.core.errors import RaybmError
+from raybm.core.errors import UserError
 from raybm.spec.train import TrainSpec
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -62,7 +62,7 @@ def _build(train: TrainSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimi
     try:
         import pytorch_optimizer
     except ImportError:
-        raise RaybmError(
+        raise UserError(
             f"{train.optimizer} needs the package pytorch-optimizer.",
             where="train.optimizer",
             remedy="Run: pip install 'raybm[optimizers]'",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,12 +42,21 @@ def test_addresses_that_are_none_are_refused_at_once(address: str, error: type[E
 
 
 def test_dashboards_that_start_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(session, "DASHBOARD_LOCK", str(tmp_path / "home" / "dashboard.lock"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(session, "_free_port", lambda first: first)
     with session._dashboard_port() as first, session._dashboard_port() as second, session._dashboard_port() as third:
         assert (first, second, third) == (session.DASHBOARD_PORT, 0, 0)
     with session._dashboard_port() as again:
         assert again == session.DASHBOARD_PORT
+
+
+def test_a_ray_that_does_not_start_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**settings: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because some of the raylet failed to startup.")
+
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(DeadlineExceeded, match="did not start within"), connect(cpus=1, say=print, address="local"):
+        pass
 
 
 EMBEDDED = """

@@ -8,6 +8,7 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,21 @@ def test_a_closed_generation_disturbs_no_other(built: Callable[[str], Any], gene
 
     alone = generate(engine, GenerateRequest(prompt="the dog", max_tokens=40, temperature=0))[0]
     assert "".join(delta.text for delta in asyncio.run(scene())) == "".join(delta.text for delta in alone)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_engine_that_tells_its_ids_goes_on_from_them(built: Callable[[str], Any], generator: str, temperature: float) -> None:
+    request = GenerateRequest(prompt="the dog", max_tokens=12, temperature=temperature, seed=4)
+    [whole] = generate(built(generator), request)
+    if not any(delta.ids for delta in whole):
+        pytest.skip("it tells no ids, so the gateway never asks it to go on")
+    assert all(len(delta.ids) == delta.tokens for delta in whole)
+    half = len(whole) // 2
+    [rest] = generate(built(generator), replace(request, written=tuple(token for delta in whole[:half] for token in delta.ids)))
+    for field in ("text", "ids"):
+        assert [getattr(delta, field) for delta in rest] == [getattr(delta, field) for delta in whole[half:]]
+    assert (rest[-1].finish_reason, rest[-1].prompt_tokens) == (whole[-1].finish_reason, whole[-1].prompt_tokens)
 
 
 @pytest.mark.parametrize("model", members.MODELS)

@@ -45,6 +45,15 @@ def test_classification_does_not_depend_on_the_batch(tmp_path: Path) -> None:
         assert answer["tokens"] == inputs.input_ids.shape[1]
 
 
+def test_rows_of_a_batch_are_of_like_length(tmp_path: Path) -> None:
+    """Padding costs a CPU what text costs."""
+    engine = build(Transformers(max_batch=4), tiny.classifier(tmp_path))
+    assert isinstance(engine, Classifier)
+    lengths = [3, 10, 30, 9, 29, 8, 31, 28, 27, 3]
+    batches = [places for places, _ in engine.padded([{"input_ids": [5] * length} for length in lengths])]
+    assert [[lengths[place] for place in places] for places in batches] == [[31, 30, 29, 28], [27], [10, 9, 8], [3, 3]]
+
+
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens", "lasttoken"])
 def test_pooling_is_the_models_own(tmp_path: Path, mode: str, padding: str) -> None:

@@ -74,6 +74,13 @@ def test_other_ways_to_train(tmp_path: Path, cluster: str, train: dict[str, Any]
     assert profile["weights"] > 0 and profile["peak"] > profile["weights"]
 
 
+def test_the_energy_of_a_gpu(tmp_path: Path, cluster: str) -> None:
+    pytest.importorskip("codecarbon")
+    metrics = run(tmp_path, cluster, train={"energy": True, "max_steps": 20, "zero": {"stage": 1}})["train"].metrics
+    idle_w = 20  # no GPU that trains takes less
+    assert metrics["energy_kwh"] > idle_w * metrics["seconds"] / 3.6e6
+
+
 def test_small_trials_share_a_gpu(tmp_path: Path, cluster: str) -> None:
     """Two at a time on each, in processes of their own; the best one is evaluated."""
     sweep = {"space": {"train.lr": [1e-4, 1e-3, 1e-2, 3e-2]}, "sampler": {"kind": "grid"}}

@@ -7,7 +7,7 @@ import pytest
 from raybm.core.errors import SpecError
 from raybm.core.spec import Spec
 from raybm.search import SpaceSpec, points
-from raybm.search.space import at, changed, probes
+from raybm.search.space import Dimension, at, changed, probes
 
 
 class Holder(Spec):
@@ -67,3 +67,23 @@ def test_paths() -> None:
     made = changed(job, {"train.zero.stage": 3, "model.lora.rank": 4})
     assert made == {"train": {"lr": 1, "zero": {"stage": 3}}, "model": {"lora": {"rank": 4}}} and job["model"]["lora"] is None
     assert at(job, "train.zero.stage") == 2 and at(job, "train.lr.x") is None
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "own"),
+    [
+        ({"choice": [1, 2]}, 2.0, [2]),  # as a spec keeps what is a number there
+        ({"choice": [0, 0.1]}, 0.0, [0]),
+        ({"choice": [0, 1]}, True, []),
+        ({"choice": ["adamw", None]}, None, [None]),
+        ({"randint": [1, 4]}, 4.0, [4]),
+        ({"randint": [1, 4]}, 2.5, []),
+        ({"uniform": [0, 1]}, 1.5, []),
+        ({"loguniform": [0.1, 1]}, 0.5, [0.5]),
+        ({"normal": [0, 1]}, -3.0, [-3.0]),
+        ({"normal": [0, 1]}, None, []),
+    ],
+)
+def test_a_value_from_elsewhere(dimension: dict[str, Any], value: Any, own: list[Any]) -> None:
+    found = Dimension.parse(dimension).own(value)
+    assert found == own and [type(each) for each in found] == [type(each) for each in own]

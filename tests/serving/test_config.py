@@ -62,8 +62,9 @@ applications:
     }
     assert expected <= set(problems)
     assert problems[f"{model}[1].max_ongoing_request"].line == 11
-    with pytest.raises(SpecError, match="gateway's own name"):
-        build({"models": [{"name": "gateway", "ref": "package:x"}]})
+    for name in ("gateway", "batches"):
+        with pytest.raises(SpecError, match="gateway's own name"):
+            build({"models": [{"name": name, "ref": "package:x"}]})
 
 
 def test_what_must_be_unique() -> None:

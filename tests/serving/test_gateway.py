@@ -352,6 +352,14 @@ def test_keys_tenants_and_limits(caplog: pytest.LogCaptureFixture) -> None:
     assert KEY not in line and "private" not in line
 
 
+@pytest.mark.parametrize(("name", "logged"), [("job-7/a=b", "job-7/a=b"), ("a status=200", "-"), ("x" * 129, "-"), (None, "-")])
+def test_the_log_names_the_request(caplog: pytest.LogCaptureFixture, name: str | None, logged: str) -> None:
+    with caplog.at_level(logging.INFO, "raybm"):
+        ask(make_app(), "GET", "/v1/models", headers={} if name is None else {"x-request-id": name})
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
+    assert line.endswith(f" request={logged}")
+
+
 def test_a_path_forges_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "raybm"):
         ask(make_app(), "GET", "/x%0AINFO%20tenant=acme" + "y" * 1000)

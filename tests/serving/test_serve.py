@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -16,11 +17,15 @@ import httpx
 import openai
 import pytest
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from raybm.core.errors import RaybmError, UserError
 from raybm.core.spec import load
+from raybm.core.storage import open_storage
 from raybm.serving.app import application
 from raybm.serving.deploy import Endpoint, check_models, run
+from raybm.serving.offline.record import Batches
+from raybm.serving.offline.stored import serving_storage
 from raybm.spec import ServeConfig, ServeSpec
 from tests.fakes import EchoEngine, LengthClassifier
 
@@ -55,12 +60,12 @@ def minilm(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def fakes(minilm: Endpoint) -> str:
+def fakes(minilm: Endpoint, s3: str) -> str:
     models = [
-        {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2},
+        {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2, "offline_requests": 3},
         {"name": "size", "ref": "file:/none", "cpus": 0.1, "engine": {"kind": "transformers", "max_batch": 16, "batch_wait_ms": 30_000}},
     ]
-    spec = ServeSpec.parse({"models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60}})
+    spec = ServeSpec.parse({"storage": f"{s3}/fakes", "models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60}})
     serve.run(application(spec, {"chat": EchoEngine, "size": LengthClassifier}), name="fakes", route_prefix="/fakes")
     url = f"http://127.0.0.1:{PORT}/fakes"
     wait(lambda: httpx.get(f"{url}/ready").status_code == 200)
@@ -207,16 +212,91 @@ def test_full_queue_is_503_with_retry_after(fakes: str) -> None:
     assert all(r.headers["retry-after"] == "1" and r.json()["error"]["code"] == "overloaded" for r in refused)
 
 
-def test_killed_replica_ends_the_stream_with_an_error_and_comes_back(fakes: str) -> None:
+def test_killed_replica_breaks_no_answer(fakes: str) -> None:
+    """The only replica of a fake; whoever asks meanwhile waits for the next one."""
     pid = int(ask(fakes, "!pid").json()["choices"][0]["message"]["content"])
-    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True}
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True, "max_tokens": 100}
     with httpx.stream("POST", f"{fakes}/v1/chat/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
-        next(lines)
+        rest = [next(lines)]
         os.kill(pid, signal.SIGKILL)
-        rest = "".join(lines)
-    assert "replica_lost" in rest and "[DONE]" not in rest
-    wait(lambda: ask(fakes, "back again").status_code == 200)
+        assert ask(fakes, "back again").status_code == 200
+        rest += lines
+    assert sum("slow" in line for line in rest) == 100 and rest[-2] == "data: [DONE]"
+
+
+def test_stream_of_a_killed_gateway_is_come_back_for(fakes: str) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!slow"}], "stream": True, "max_tokens": 100}
+    events: list[str] = []
+
+    def read() -> bool:
+        """Whether the stream was complete."""
+        headers = {"x-request-id": "job-1", "Last-Event-ID": str(len(events))}
+        with httpx.stream("POST", f"{fakes}/v1/chat/completions", json=body, headers=headers, timeout=60) as response:
+            if response.status_code != 200:
+                return False
+            assert response.headers["x-request-id"] == "job-1"
+            for line in response.iter_lines():
+                if line:
+                    events.append(line)
+                if len(events) == 10 and not killed:
+                    killed.append(gateway_process())
+                    os.kill(killed[0], signal.SIGKILL)
+        return events[-1] == "data: [DONE]"
+
+    killed: list[int] = []
+    wait(read)
+    assert killed and len(events) == 101 and all("slow" in event for event in events[:100])
+    assert httpx.get(f"{fakes}/v1/models").headers["x-request-id"]
+
+
+def gateway_process() -> int:
+    details = _get_global_client().get_serve_details()
+    return int(details["applications"]["fakes"]["deployments"]["gateway"]["replicas"][0]["pid"])
+
+
+def test_batch_goes_on_where_a_killed_worker_left_it(fakes: str, s3: str) -> None:
+    """On S3, through the proxy, with the official client; the worker is killed when a part of the lines is done."""
+    client = openai.OpenAI(api_key="none", base_url=f"{fakes}/v1", max_retries=0)
+    lines = [
+        {
+            "custom_id": str(n),
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "chat", "messages": [{"role": "user", "content": "!slow" if n < 140 else "!long"}], "max_tokens": 10},
+        }
+        for n in range(150)
+    ]
+    data = "".join(json.dumps(line) + " " * 50_000 + "\n" for line in lines).encode()  # 10 MB, in parts
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    assert client.files.content(file.id).content == data
+    id = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+    wait(lambda: client.batches.retrieve(id).request_counts.completed > 0)
+    storage = serving_storage(open_storage(f"{s3}/fakes"), "fakes")
+    worker = json.loads(Batches(storage).folder("anonymous", id).read("lease.json"))["pid"]
+    os.kill(worker, signal.SIGKILL)
+    before = client.batches.retrieve(id)
+    assert before.status == "in_progress" and before.request_counts.completed < 140
+    wait(lambda: client.batches.retrieve(id).status == "completed", 120)
+    batch = client.batches.retrieve(id)
+    assert batch.request_counts.model_dump() == {"total": 150, "completed": 140, "failed": 10}
+    done = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    refused = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+    assert sorted(int(row["custom_id"]) for row in done + refused) == list(range(150))
+    assert {row["response"]["status_code"] for row in refused} == {400}
+
+
+def test_batch_is_cancelled_and_frees_its_slots(fakes: str) -> None:
+    client = openai.OpenAI(api_key="none", base_url=f"{fakes}/v1", max_retries=0)
+    begun, closed = begun_and_closed(fakes)
+    body = {"model": "chat", "messages": [{"role": "user", "content": "!stuck"}]}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    id = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+    wait(lambda: begun_and_closed(fakes) == [begun + 1, closed])
+    assert client.batches.cancel(id).status == "cancelling"
+    wait(lambda: client.batches.retrieve(id).status == "cancelled")
+    wait(lambda: begun_and_closed(fakes) == [begun + 1, closed + 1])
 
 
 def test_model_that_cannot_start_says_why(minilm: Endpoint, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_what_is_known_before_the_first_trial(tmp_path: Path) -> None:
         search(tmp_path, sampled | {"warm_start": ["nothing"]})
     with pytest.raises(UserError, match="none of its 3 points lies in the space"):
         search(tmp_path, sampled | {"space": {"train.lr": {"uniform": [0.5, 0.6]}}, "warm_start": [name]})
-    with pytest.raises(UserError, match="no trial of it has evaluate"):
+    with pytest.raises(UserError, match="it has no finished trial with evaluate"):
         search(tmp_path, sampled | {"warm_start": [name], "objectives": {"evaluate.perplexity": "min"}})
 
 

@@ -131,6 +131,21 @@ def test_the_budgets_energy(tmp_path: Path) -> None:
     assert found.spent and not found.more and found.next() is None
 
 
+def test_a_population_uses_the_energy_of_what_it_began_with_once(tmp_path: Path) -> None:
+    sweep = {"space": {"train.lr": [0.1, 0.2]}, "sampler": {"kind": "random"}, "scheduler": {"kind": "pbt", "size": 2, "share": 0.5}}
+    found = search(tmp_path, sweep | {"budget": {"energy_kwh": 9}}, train={"energy": True, "zero": {"stage": 1}})
+    for loss in (1.0, 2.0):
+        following = found.next()
+        assert following is not None
+        metrics = {"validations": 1.0, "validation.loss": loss, "validation.energy_kwh": 0.2, "train.steps": 4.0}
+        found.ended(following[0], following[1].model_copy(update={"end": "stopped", "metrics": metrics}))
+    following = found.next()
+    assert following is not None and following[1].parent == 1
+    assert found.energy_kwh == pytest.approx(0.4)  # it has not told of any yet
+    found.reported(*following, {"validations": 2, "validation.loss": 0.9, "validation.energy_kwh": 0.3})
+    assert found.energy_kwh == pytest.approx(0.5)
+
+
 def test_the_front_of_several_objectives(tmp_path: Path) -> None:
     found = search(tmp_path, GRID | {"objectives": {"validation.loss": "min", "validation.accuracy": "max"}})
     for loss, accuracy in ((1.0, 0.5), (2.0, 0.9), (2.0, 0.4), (1.0, 0.5)):

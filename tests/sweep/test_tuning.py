@@ -6,8 +6,10 @@ import csv
 import os
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from raybm.cli import app
 from raybm.cli.driver import drive
+from raybm.core.errors import StorageError
 from raybm.core.events import by_step, read_events
 from raybm.core.runs import states
 from raybm.core.spec import load
@@ -40,10 +43,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def held() -> tuple[list[Any], list[Any]]:
-    """Placement groups, and actors of trials, that are still there."""
+    """Placement groups, and actors of trials and of those who watch them, that are still there."""
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     alive = [actor for actor in ray._private.state.actors().values() if actor["State"] not in ("DEAD",)]
-    return groups, [actor for actor in alive if actor["ActorClassName"] == "ImplicitFunc"]
+    return groups, [actor for actor in alive if actor["ActorClassName"] in ("ImplicitFunc", "Beats")]
 
 
 def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: str, tmp_path: Path) -> None:
@@ -105,6 +108,30 @@ def test_a_process_that_gives_no_sign_of_life_and_one_that_dies(ray_session: str
     assert "worker process has died" in (run / "trials" / "00002-0" / "error.txt").read_text() and held() == ([], [])
 
 
+def test_a_process_that_does_not_let_go_of_its_trial_and_a_storage_that_fails_once(
+    ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk, stopped, refused = tuning.run_trial, tmp_path / "stopped", tmp_path / "refused"
+
+    def trial(config: dict[str, Any]) -> None:
+        first = config["name"].startswith("00001") and not refused.exists()
+        try:
+            with patch("raybm.sweep.work._walk", side_effect=StorageError("refuses.")) if first else nullcontext():
+                refused.touch()
+                walk(config)
+        finally:
+            if config["name"].startswith("00003") and not stopped.exists():
+                stopped.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)  # the next trial waits for this process
+
+    monkeypatch.setattr(tuning, "run_trial", trial)
+    space = {"train.lr": [1e-2, 1e-7], "train.warmup": [0.0, 0.01]}
+    sweep = {"space": space, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}, "concurrent": 1, "max_failures": 1}
+    drive(spec(tmp_path, sweep, publish=None, evaluate=None, train=TRAIN | {"stall_timeout_s": 15.0}), ray_session)
+    assert [row["end"] for row in rows(tmp_path)] == ["finished", "finished", "stopped", "stopped"]
+    assert refused.exists() and stopped.exists() and held() == ([], [])
+
+
 def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path) -> None:
     sweep = {"space": {"train.lr": [1e-2, 1e-7]}, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}}
     train = TRAIN | {"validate_every_steps": 2, "zero": {"stage": 1}}
@@ -125,6 +152,11 @@ def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) ->
     table = rows(tmp_path)
     assert [row["end"] for row in table] == ["stopped"] * 4 + ["finished"] * 2
     assert [float(row["validations"]) for row in table] == [1, 1, 2, 2, 3, 3] and held() == ([], [])
+    trials = tmp_path / "store" / "runs" / states(open_storage(str(tmp_path / "store")))[0].run / "trials"
+    for number, row in enumerate(table[2:], 3):  # nobody trains again what its parent has
+        assert [event["step"] for event in read_events(trials / f"{number:05d}-0" / "metrics.jsonl") if event["kind"] == "resume"] == [
+            4 * (int(float(row["validations"])) - 1)
+        ]
     best = min(table[4:], key=lambda row: float(row["validation.loss"]))
     assert records["train"].metrics["validation"]["loss"] == pytest.approx(float(best["validation.loss"]))
 

@@ -19,6 +19,7 @@ from raybm.engines.tokens import as_text, as_tokens
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (rows, tokens, width), mask (rows, tokens) → (rows, width)
 
+ALIKE = 2 / 3  # of a batch's longest row: of 32 texts of one to eight sentences it leaves 15 % padding, where one batch has 76 %
 THRESHOLD = 0.5  # of the probability with which one label of several is given
 
 
@@ -74,10 +75,15 @@ class Encoder(Loaded):
 
     def padded(self, rows: Sequence[Mapping[str, list[int]]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """The places of some rows of token ids and their inputs, padded on the right; the longest first: what does not fit in memory
-        fails at once."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-        for start in range(0, len(order), self.max_batch):
-            places = order[start : start + self.max_batch]
+        fails at once. On a CPU, where a padded place costs what a token costs, a batch holds rows of like length."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+        alike = ALIKE if self.model.device.type == "cpu" else 0.0
+        start = 0
+        while start < len(order):
+            shortest = alike * lengths[order[start]]
+            places = [i for i in order[start : start + self.max_batch] if lengths[i] >= shortest]
+            start += len(places)
             with self.tokenizing:
                 batch = self.tokenizer.pad([rows[i] for i in places], return_tensors="pt", padding_side="right")
             yield places, {name: tensor.to(self.model.device) for name, tensor in batch.items()}

@@ -90,8 +90,8 @@ class Stream:
             return None
         last, calls = self.last, tuple(ToolCall(index, *self.calls[index]) for index in sorted(self.calls))
         written = self.usage.get("completion_tokens", self.tokens + bool(last.text))
-        counts = max(0, written - self.tokens), self.usage.get("prompt_tokens", 0)
-        return Delta(last.text, *counts, last.finish_reason, logprobs=last.logprobs, calls=calls)
+        new, prompt = max(0, written - self.tokens), self.usage.get("prompt_tokens", 0)
+        return Delta(last.text, new, prompt, last.finish_reason, logprobs=last.logprobs, calls=calls)
 
 
 def whole(answer: Json) -> Answer:

@@ -95,7 +95,10 @@ class ImageTextTask(Task):
         """For each picture, whether its text is among the nearest of all distinct texts of the rows; for each distinct text, whether one
         of its pictures is among the nearest of all pictures. Chance: one in as many as there are distinct texts."""
         texts = [row["text"] for row in rows]
-        first = [place for place, text in enumerate(texts) if text not in texts[:place]]
+        places: dict[str, int] = {}
+        for place, text in enumerate(texts):
+            places.setdefault(text, place)
+        first = list(places.values())
         images, vectors = (_units([row[name] for row in predictions]) for name in ("image", "text"))
         names, distinct = np.array(texts), np.array(texts)[first]
         found = {"rows": len(rows), "texts": len(first)}

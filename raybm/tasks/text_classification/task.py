@@ -41,7 +41,9 @@ class TextClassificationTask(Task):
         own.register()
         head = head_config(labels)
         if folder is not None:
-            return AutoModelForSequenceClassification.from_pretrained(folder, **config, **head, dtype=torch.float32, use_safetensors=True)
+            return AutoModelForSequenceClassification.from_pretrained(
+                folder, **config, **head, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+            )
         settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config, **head}
         return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 

@@ -50,7 +50,9 @@ class TokenClassificationTask(Task):
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         head = head_config(labels)
         if folder is not None:
-            return AutoModelForTokenClassification.from_pretrained(folder, **config, **head, dtype=torch.float32, use_safetensors=True)
+            return AutoModelForTokenClassification.from_pretrained(
+                folder, **config, **head, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+            )
         settings = {**config_fields(processor), **config, **head}
         return AutoModelForTokenClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 

@@ -1,0 +1,98 @@
+"""Endpoints of the benchmarks' own: a Serve with the applications that are compared, and servers that stand beside it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import common
+import psutil
+import yaml
+
+READY_TIMEOUT_S = 300.0
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+"""Of Serve's controller with a busy proxy, as `raybm deploy` has it."""
+SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Peers with a model ask for huge pages as raybm does on CPUs: for tensors of some MB it is half of their time."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(applications: Mapping[str, Callable[[], Any]], cpus: float) -> Iterator[str]:
+    """Serve applications, each under /NAME of the URL that is given. An embedded Ray that ends with the block."""
+    from ray import serve
+
+    from raybm.cluster import connect
+
+    port = free_port()
+    with connect(cpus=cpus, say=common.say):
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": {"env_vars": PATIENCE}})
+        for name, build in applications.items():
+            serve.run(build(), name=name, route_prefix=f"/{name}")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def deployed(place: Path, models: Sequence[Mapping[str, Any]], **gateway: Any) -> Iterator[str]:
+    """`raybm deploy` of these models; the URL, once it is ready."""
+    port = free_port()
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {"import_path": "raybm.serving.app:build", "args": {"storage": str(place), "models": list(models), "gateway": gateway}}
+        ],
+    }
+    file = place / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with common.started([*common.RAYBM, "deploy", file]) as process:
+        wait_for(f"http://127.0.0.1:{port}/ready", process)
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def peer(script: str, *arguments: str, **variables: str) -> Iterator[str]:
+    """A server of benchmarks/peers/, which takes its port as the first argument and answers GET /ready."""
+    port = free_port()
+    with common.started([sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments], **variables) as process:
+        wait_for(f"http://127.0.0.1:{port}/ready", process)
+        yield f"http://127.0.0.1:{port}"
+
+
+def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                return
+        except OSError:
+            if process.poll() is not None:
+                raise RuntimeError(f"{url}: ended with code {process.poll()}:\n{process.communicate()[1][-2000:]}") from None
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no answer from {url} in {timeout_s:g} s") from None
+            time.sleep(0.1)
+
+
+def processes(*marks: str) -> list[psutil.Process]:
+    """Processes below this one with one of `marks` in their command lines; Ray's have titles, such as ray::ServeReplica:raybm:chat."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended
+            line = " ".join(process.cmdline())
+            if any(mark in line for mark in marks):
+                found.append(process)
+    return found
+
+
+def cpu_s(found: Sequence[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in found)

@@ -1,0 +1,106 @@
+"""What files and batches share: reading parameters, and lists in pages (https://platform.openai.com/docs/api-reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raybm.serving.offline.stored import Missing
+from raybm.serving.wire import InvalidRequest
+
+LIMIT_MAX = 10_000  # OpenAI's; a page holds PAGE_MAX of them, and says that there is more
+PAGE_MAX = 100
+M = TypeVar("M", bound=BaseModel)
+
+
+def read(cls: type[M], data: dict[str, Any] | bytes) -> M:
+    """Raises InvalidRequest, which never repeats a value."""
+    try:
+        return cls.model_validate_json(data) if isinstance(data, bytes) else cls.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "extra_forbidden":
+        raise InvalidRequest("a key is not supported here.", remedy=f"There are: {', '.join(cls.model_fields)}.")
+    param = str(first["loc"][0]) if first["loc"] else None
+    raise InvalidRequest(f"{param or 'body'}: {first['msg']}.", param=param)
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request is wrong."},
+    401: {"description": "No key, or an unknown one."},
+    404: {"description": "There is no such file or batch."},
+    413: {"description": "The body or the file is too large."},
+    429: {"description": "The tenant's requests are used up; Retry-After says when there are more."},
+    504: {"description": "Nothing of the body came for too long."},
+}
+"""What the routes tell FastAPI of their errors."""
+
+
+def body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A route's `openapi_extra`, where it reads the body itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": inlined(schema)}}}}
+
+
+def query(cls: type[BaseModel]) -> dict[str, Any]:
+    """A route's `openapi_extra`, where it reads its parameters itself."""
+    properties = inlined(cls.model_json_schema())["properties"]
+    return {"parameters": [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]}
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without `$defs`, which an OpenAPI document has elsewhere."""
+    defs = schema.get("$defs", {})
+
+    def within(part: Any) -> Any:
+        if isinstance(part, list):
+            return [within(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return within(defs[part["$ref"].rpartition("/")[2]])
+        return {key: within(value) for key, value in part.items() if key != "$defs"}
+
+    return dict(within(schema))
+
+
+class Listed(BaseModel):
+    """What `Page.take` gives."""
+
+    object: Literal["list"]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Page(BaseModel):
+    """The query of a list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)] = PAGE_MAX
+    after: str | None = None
+    """The id before the first of this page."""
+    order: Literal["asc", "desc"] = "desc"
+    """By age."""
+
+    def take(self, ids: Sequence[str], found: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
+        """A page of the objects that `found` gives for `ids` (the newest first); None and Missing are left out. Blocks."""
+        data: list[dict[str, Any]] = []
+        more = False
+        for id in ids if self.order == "desc" else ids[::-1]:
+            if self.after is not None and (id >= self.after if self.order == "desc" else id <= self.after):
+                continue
+            try:
+                one = found(id)
+            except Missing:
+                continue
+            if one is None:
+                continue
+            if len(data) == min(self.limit, PAGE_MAX):
+                more = True
+                break
+            data.append(one)
+        first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+        return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}

@@ -1,0 +1,113 @@
+"""What a replica has under way: for its metrics (through Ray's exporter), its spans and its autoscaling."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from opentelemetry.trace import Tracer
+from ray.serve import metrics
+
+from raybm.engines.protocol import Delta
+from raybm.serving import tracing
+from raybm.serving.metrics import SECONDS
+
+WINDOW_S = 30.0  # of the times to the first token that autoscaling goes by
+_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+_asked: ContextVar[float] = ContextVar("asked")  # when the gateway asked for what this task works on, by this process' clock
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What comes with a request from the gateway."""
+
+    sent: float = field(default_factory=time.time)
+    carrier: dict[str, str] = field(default_factory=tracing.carrier)
+
+
+@dataclass(eq=False)
+class _Generation:
+    asked: float
+    tokens: int = 0  # of the prompt and the answer; 0 until the first comes
+
+
+class Watch:
+    def __init__(self, model: str, version: str, tracer: Tracer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tracer, self._clock, self._model = tracer, clock, model
+        self._generations: set[_Generation] = set()
+        self._first: deque[tuple[float, float]] = deque()  # when, and how long after it was asked for
+        tags = {"model": model, "version": version}
+        self._queue = metrics.Histogram(
+            "raybm_queue_seconds", "From the gateway to a replica that takes it.", boundaries=SECONDS, tag_keys=("model", "version")
+        )
+        self._batch = metrics.Histogram(
+            "raybm_batch_size", "Inputs computed together.", boundaries=[float(size) for size in _SIZES], tag_keys=("model", "version")
+        )
+        self._cold = metrics.Gauge("raybm_cold_start_seconds", "Parts of this replica's start.", tag_keys=("model", "version", "part"))
+        for metric in (self._queue, self._batch, self._cold):
+            metric.set_default_tags(dict(tags))  # Serve adds its own to what it gets, and refuses them where they are there
+
+    def started(self, parts: dict[str, float]) -> None:
+        for part, seconds in parts.items():
+            self._cold.set(seconds, {"part": part})
+
+    @contextmanager
+    def request(self, method: str, origin: Origin | None) -> Iterator[None]:
+        """Of a request that the replica has taken. The clocks of two machines may differ: a wait is never less than nothing."""
+        waited = max(0.0, time.time() - origin.sent) if origin else 0.0
+        self._queue.observe(waited)
+        asked = _asked.set(self._clock() - waited)
+        carrier = origin.carrier if origin else {}
+        span = tracing.begin(self._tracer, f"replica {method}", carrier, **{"gen_ai.request.model": self._model, "raybm.queue_s": waited})
+        try:  # not made current: a stream's context is not the one that it is closed in
+            yield
+        finally:
+            span.end()
+            with suppress(ValueError):  # a context that ends with the stream
+                _asked.reset(asked)
+
+    def batch(self, size: int) -> None:
+        """So many rows are computed together."""
+        self._batch.observe(size)
+
+    async def tokens(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
+        """The deltas; closes them however this ends."""
+        generation = _Generation(_asked.get(self._clock()))
+        self._generations.add(generation)
+        try:
+            async for delta in deltas:
+                if not generation.tokens:
+                    self._begun(generation)
+                    generation.tokens = delta.prompt_tokens
+                generation.tokens += delta.tokens
+                yield delta
+        finally:
+            self._generations.discard(generation)
+            await deltas.aclose()
+
+    def _begun(self, generation: _Generation) -> None:
+        now = self._clock()
+        self._first.append((now, now - generation.asked))
+        self._forget(now)
+        self._batch.observe(1 + sum(one.tokens > 0 for one in self._generations))
+
+    def _forget(self, now: float) -> None:
+        while self._first and self._first[0][0] < now - WINDOW_S:
+            self._first.popleft()
+
+    def stats(self) -> dict[str, float]:
+        """For the autoscaling policies: generations `waiting` for their first token, `tokens` in flight, and `ttft_s`, the mean of the
+        last half minute or the age of the oldest that waits, where that is more."""
+        now = self._clock()
+        self._forget(now)
+        waits = [now - one.asked for one in self._generations if not one.tokens]
+        mean = sum(seconds for _, seconds in self._first) / len(self._first) if self._first else 0.0
+        return {
+            "waiting": float(len(waits)),
+            "tokens": float(sum(one.tokens for one in self._generations)),
+            "ttft_s": max([mean, *waits]),
+        }

