@@ -21,7 +21,7 @@ READY_TIMEOUT_S = 300.0
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 """Of Serve's controller with a busy proxy, as `raybm deploy` has it."""
 SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Peers with a model ask for huge pages as raybm does on CPUs: for tensors of some MB it is half of their time."""
+"""Peers with a model ask for huge pages, as raybm's replicas do on CPUs."""
 
 
 def free_port() -> int:
