@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ READY_TIMEOUT_S = 300.0
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 """Of Serve's controller with a busy proxy, as `raybm deploy` has it."""
 SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Peers with a model ask for huge pages as raybm does on CPUs: for tensors of some MB it is half of their time."""
+"""Peers with a model ask for huge pages, as raybm's replicas do on CPUs."""
 
 
 def free_port() -> int:
@@ -64,9 +66,30 @@ def deployed(place: Path, models: Sequence[Mapping[str, Any]], **gateway: Any) -
 def peer(script: str, *arguments: str, **variables: str) -> Iterator[str]:
     """A server of benchmarks/peers/, which takes its port as the first argument and answers GET /ready."""
     port = free_port()
-    with common.started([sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments], **variables) as process:
-        wait_for(f"http://127.0.0.1:{port}/ready", process)
-        yield f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+    with server([sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments], f"{url}/ready", **variables):
+        yield url
+
+
+@contextmanager
+def server(command: Sequence[str | Path], url: str, **variables: str) -> Iterator[None]:
+    """A process that answers at `url` within the block. What it says goes to a file: a pipe that nobody reads stops it when it is full."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(list(map(str, command)), env=common.environment(**variables), text=True, stdout=said, stderr=said)
+        try:
+            wait_for(url, process)
+            yield
+        except RuntimeError as error:
+            said.seek(0)
+            error.add_note(said.read()[-2000:])
+            raise
+        finally:
+            process.terminate()
+            try:
+                process.wait(common.STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -76,10 +99,8 @@ def wait_for(url: str, process: Any, timeout_s: float = READY_TIMEOUT_S) -> None
             with urllib.request.urlopen(url, timeout=10):
                 return
         except OSError:
-            if process.poll() is not None:
-                raise RuntimeError(f"{url}: ended with code {process.poll()}:\n{process.communicate()[1][-2000:]}") from None
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"no answer from {url} in {timeout_s:g} s") from None
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no answer from {url} (exit code {process.poll()})") from None
             time.sleep(0.1)
 
 

@@ -109,8 +109,7 @@ def litellm(upstream: str) -> Iterator[Side]:
         yaml.safe_dump({"model_list": [served], "general_settings": {"dangerously_permit_weak_or_unset_master_key": True}}, config)
         config.flush()
         flags = ["--config", config.name, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
-        with common.started([command, *flags], LITELLM_LOCAL_MODEL_COST_MAP="True") as process:
-            endpoint.wait_for(f"http://127.0.0.1:{port}/health/liveliness", process)
+        with endpoint.server([command, *flags], f"http://127.0.0.1:{port}/health/liveliness", LITELLM_LOCAL_MODEL_COST_MAP="True"):
             yield Side(f"http://127.0.0.1:{port}", config.name)
 
 
