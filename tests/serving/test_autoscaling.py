@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ray.serve._private.build_app import build_app
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from raybm.core.errors import SpecError
+from raybm.serving.app import application
 from raybm.serving.autoscaling import config
+from raybm.spec import ServeSpec
 from raybm.spec.autoscaling import Autoscaling
+from tests.fakes import EchoEngine
 
 ROOM = 8
 
@@ -78,3 +83,12 @@ def test_mistakes_are_told() -> None:
         Autoscaling.parse({"by": {"kind": "ttft", "target": 1}})
     with pytest.raises(SpecError, match="more than max_replicas"):
         Autoscaling.parse({"min_replicas": 2})
+
+
+def test_serve_keeps_a_policy_on_its_way_to_the_controller() -> None:
+    models = [{"name": "chat", "ref": "file:/none", "autoscaling": {"min_replicas": 0, "max_replicas": 2, "by": {"kind": "queue"}}}]
+    app = application(ServeSpec.parse({"models": models}), {"chat": EchoEngine})
+    chat = next(one for one in build_app(app, name="raybm", default_runtime_env={}).deployments if one.name == "chat")
+    there = DeploymentConfig.from_proto_bytes(chat._deployment_config.to_proto_bytes()).autoscaling_config
+    assert there is not None and (there.min_replicas, there.max_replicas) == (0, 2)
+    assert there.policy.get_policy().__name__ == "QueuePolicy" and there.policy.policy_kwargs == {"target": 2, "room": 32}
