@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import pytest
@@ -10,13 +11,16 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import positive_data_acceptance
 from schemathesis.generation.case import Case
 
+from raybm.core.storage import open_storage
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel, PictureClassifier
-from tests.serving.test_gateway import ask, make_app
+from tests.serving.house import House
+from tests.serving.test_gateway import ask
 
 pytestmark = pytest.mark.integration
 
 MODELS = {"chat": LocalModel(EchoEngine()), "size": LocalModel(LengthClassifier()), "pictures": LocalModel(PictureClassifier())}
-APP = make_app(models=MODELS, max_inputs=4)
+FILES = tempfile.TemporaryDirectory(prefix="raybm-test-")
+APP = House(open_storage(FILES.name), MODELS, api_keys=[], max_inputs=4).app
 
 
 def document() -> dict[str, Any]:
