@@ -210,6 +210,8 @@ class Clients:
                     self._read(await response.read(), said, ask.status)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             said["error"], said["cut"] = type(error).__name__, bool(said["gaps"])
+        except (ValueError, KeyError, TypeError, IndexError):
+            said["error"] = "an answer in another shape"
         self.answers.append(Answer(ask=number, began=began - self.start, seconds=time.monotonic() - began, **said))
 
     def _read(self, body: bytes, said: dict[str, Any], expected: int) -> None:

@@ -45,6 +45,8 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         if content == "refused":
             self.wfile.write(b"no room")
+        elif content == "garbled":
+            self.wfile.write(b"<html>")
         elif not body["stream"]:
             message = {"choices": [{"message": {"content": "two words"}}], "usage": {"completion_tokens": 2}}
             self.wfile.write(json.dumps(message).encode())
@@ -76,15 +78,16 @@ def url() -> Iterator[str]:
 def test_load_tells_whole_answers_from_cut_and_refused_ones(load: Any, url: str) -> None:
     traffic = load("traffic")
     asks = [traffic.chat("m", content, stream=True) for content in ("complete", "cut", "broken", "refused")]
-    outcome = traffic.send(traffic.Plan(url, [*asks, traffic.chat("m", "whole", stream=False)], clients=2, requests=10))
-    assert len(outcome.answers) == 10
+    asks += [traffic.chat("m", content, stream=False) for content in ("whole", "garbled")]
+    outcome = traffic.send(traffic.Plan(url, asks, clients=2, requests=12))
+    assert len(outcome.answers) == 12
     by_ask = {answer.ask: answer for answer in outcome.answers}
-    assert [by_ask[n].cut for n in range(5)] == [False, True, False, False, False]
-    assert [bool(by_ask[n].error) for n in range(5)] == [False, False, True, True, False]
+    assert [by_ask[n].cut for n in range(6)] == [False, True, False, False, False, False]
+    assert [bool(by_ask[n].error) for n in range(6)] == [False, False, True, True, False, True]
     assert (by_ask[0].text, by_ask[0].tokens, len(by_ask[0].gaps)) == ("two words", 2, 2)
     assert (by_ask[4].text, by_ask[4].tokens, by_ask[4].gaps) == ("two words", 2, [])
     assert len(outcome.good()) == 4
-    assert outcome.errors() == {"cut": 2, "event: replica_lost gone": 2, "503 no room": 2}
+    assert outcome.errors() == {"cut": 2, "event: replica_lost gone": 2, "503 no room": 2, "an answer in another shape": 2}
 
 
 @pytest.mark.integration
