@@ -14,6 +14,9 @@ from ray.serve.config import AutoscalingContext
 from raybm.spec.autoscaling import Autoscaling
 
 Decision = tuple[float, dict[str, Any]]
+REPORT_S = 1.0
+"""Between what handles and replicas report. Serve's own 10 s are how long a request to a model without replicas waited for the first
+to be started (ray 2.60: what is pushed at once has the counts from before the request)."""
 AT_MOST = 2.0  # times as many at once: a time to the first token says that there are too few, not how many
 
 
@@ -30,6 +33,7 @@ def config(scale: Autoscaling, room: int) -> dict[str, Any]:
         "upscale_delay_s": scale.upscale_delay_s,
         "downscale_delay_s": scale.downscale_delay_s,
         "look_back_period_s": scale.look_back_s,
+        "metrics_interval_s": min(REPORT_S, scale.look_back_s / 2),
     }
     if scale.by.kind == "ongoing_requests":  # Serve's own
         return told | {"target_ongoing_requests": scale.by.target}
