@@ -145,7 +145,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
         )
         names = [tool["function"]["name"] for tool in request.tools]
-        answer = _Answer(len(ids), self.vocabulary, toolcalls.CallStream(calls, names) if calls else None)
+        answer = _Answer(len(ids), self.vocabulary, self._ends, toolcalls.CallStream(calls, names) if calls else None)
         # Where it can be gone on with: a prompt restores nothing of what the other ways to choose a token remember.
         penalties = request.frequency_penalty or request.presence_penalty
         answer.tells = request.temperature == 0 and not (request.stop or schema or request.tools or penalties)
@@ -189,8 +189,8 @@ async def _start(spec: Vllm, folder: Path) -> Any:
 class _Answer:
     """From vLLM's pieces of one answer to ours."""
 
-    def __init__(self, prompt_tokens: int, vocabulary: Vocabulary, calls: toolcalls.CallStream | None) -> None:
-        self.prompt_tokens, self.vocabulary, self.calls = prompt_tokens, vocabulary, calls
+    def __init__(self, prompt_tokens: int, vocabulary: Vocabulary, ends: frozenset[int], calls: toolcalls.CallStream | None) -> None:
+        self.prompt_tokens, self.vocabulary, self.ends, self.calls = prompt_tokens, vocabulary, ends, calls
         self.offset = 0  # characters of the tokens so far
         self.tells = False  # the ids of its tokens
         self.over: FinishReason | None = None  # before it began
@@ -215,6 +215,8 @@ class _Answer:
     def _likely(self, piece: Any) -> list[Chosen]:
         made = []
         for token, likely in zip(piece.token_ids, piece.logprobs or (), strict=False):  # none where they were not asked for
+            if token in self.ends:  # no part of the text
+                continue
             ranked = sorted(likely.items(), key=lambda entry: entry[1].rank)
             chosen, *top = [self._one(token, likely[token].logprob), *(self._one(other, found.logprob) for other, found in ranked)]
             made.append(Chosen(chosen.token, chosen.bytes, chosen.logprob, self.offset, tuple(top)))
