@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -151,12 +152,15 @@ def _say_cold_starts(config: ServeConfig, say: Say) -> None:
 
     from raybm.serving import coldstart
 
+    async def ask(model: str, app: str) -> dict[str, float]:  # with Serve's settings for throughput a handle needs an event loop
+        parts: dict[str, float] = await serve.get_deployment_handle(model, app).cold_start.remote()
+        return parts
+
     for app in config.applications:
         for model in app.args.models:
             if model.autoscaling.min_replicas:
-                handle = serve.get_deployment_handle(model.name, app.name)
                 try:
-                    parts = handle.cold_start.remote().result(timeout_s=COLD_START_TIMEOUT_S)
+                    parts = asyncio.run(asyncio.wait_for(ask(model.name, app.name), COLD_START_TIMEOUT_S))
                 except (TimeoutError, RayError, RayServeException):  # it has gone again; what is told here nobody depends on
                     continue
                 say(f"{model.name} started in {coldstart.line(parts)}.")
