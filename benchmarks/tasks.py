@@ -22,8 +22,6 @@ import common
 import pyarrow.parquet as pq
 import yaml
 
-from raybm.tasks.batching import IGNORED
-
 FALLING = ("loss", "perplexity", "rmse", "mae")
 ONE_EACH = (
     "pretrain_tiny",
@@ -94,6 +92,8 @@ def frequencies(prepared: Path) -> float:
 
 def bigrams(prepared: Path) -> float:
     """Nats a target token: a bigram model with Witten-Bell interpolation towards the tokens' frequencies."""
+    from raybm.tasks.batching import IGNORED  # loads torch
+
     train = rows(prepared, "train", "input_ids")
     counts = Counter(token for row in train for token in row)
     pairs = Counter(pair for row in train for pair in pairwise(row))

@@ -63,6 +63,7 @@ def test_what_is_no_model(tmp_path):
         resolve("scratch:llama")
 
 
+@pytest.mark.integration
 def test_a_package_by_either_name_without_importing_it(tmp_path, monkeypatch):
     site = tmp_path / "site"
     folder = model_folder(package(site, "Some-Model", "other_name", "License-Expression: MIT") / "model")
