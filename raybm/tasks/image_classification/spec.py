@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from raybm.core.spec import Check, Spec
+from raybm.tasks.labels import LABELS
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -45,16 +46,7 @@ class ImageClassification(Spec):
     INPUT: ClassVar[Literal["image"]] = "image"
     PREDICTS: ClassVar[bool] = True
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1", "macro_precision", "macro_recall", "loss")
-    CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(
-            ("labels",),
-            lambda labels: (
-                ("a classifier needs two labels or more, each once.", "Name them all, or leave `labels` out.")
-                if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels))
-                else None
-            ),
-        ),
-    )
+    CHECKS: ClassVar[tuple[Check, ...]] = (LABELS,)
 
     def columns(self) -> tuple[tuple[str, ...], ...]:
         return (("image", "label"),)

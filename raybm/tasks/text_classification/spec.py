@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from raybm.core.spec import Check, Spec
+from raybm.tasks.labels import LABELS
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -29,14 +30,7 @@ class TextClassification(Spec):
     INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = True
     CHECKS: ClassVar[tuple[Check, ...]] = (
-        Check(
-            ("labels",),
-            lambda labels: (
-                ("a classifier needs two labels or more, each once.", "Name them all, or leave `labels` out.")
-                if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels))
-                else None
-            ),
-        ),
+        LABELS,
         Check(
             ("label_smoothing", "multi_label"),
             lambda share, several: ("smoothing shares out one label.", "Drop it, or `multi_label`.") if share and several else None,
