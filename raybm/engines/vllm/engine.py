@@ -148,7 +148,8 @@ class VllmEngine:
         answer = _Answer(len(ids), self.vocabulary, self._ends, toolcalls.CallStream(calls, names) if calls else None)
         # Where it can be gone on with: a prompt restores nothing of what the other ways to choose a token remember.
         penalties = request.frequency_penalty or request.presence_penalty
-        answer.tells = request.temperature == 0 and not (request.stop or schema or request.tools or penalties)
+        remembers = request.stop or schema or request.tools or penalties or request.logprobs is not None
+        answer.tells = request.temperature == 0 and not remembers
         if request.written:  # by another replica: all of it, if only the word of the end was lost
             answer.over = "stop" if request.written[-1] in self._ends else "length" if len(request.written) >= limit else None
         return [*ids, *request.written], sampling, answer
