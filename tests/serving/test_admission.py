@@ -100,7 +100,7 @@ def test_the_size_follows_the_spec() -> None:
         }
     )
     assert size(model, GatewaySpec(replicas=2)) == (15, 47)
-    assert size(ServedModel.parse({"name": "m", "ref": "file:/x", "autoscaling": {"min_replicas": 0}}), GatewaySpec())[0] == 1
+    assert size(ServedModel.parse({"name": "m", "ref": "file:/x", "autoscaling": {"min_replicas": 0}}), GatewaySpec())[0] == 64
 
 
 def test_a_full_model_is_503_and_leaves_room_again() -> None:
