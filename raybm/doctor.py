@@ -131,9 +131,7 @@ def _deepspeed_op() -> Finding:
 def _haproxy() -> Finding:
     path = haproxy()
     if path is None:
-        return Finding(
-            "HAProxy", None, "not found; `proxy: auto` takes Serve's own, and four times the processor", "apt-get install haproxy"
-        )
+        return Finding("HAProxy", None, "not found; `proxy: auto` takes Serve's own, which is slower", "apt-get install haproxy")
     return Finding("HAProxy", True, path)
 
 

@@ -22,6 +22,11 @@ class EngineBase(Spec):
     WEIGHTS: ClassVar[bool]
     """Whether a served model's `ref` says which weights."""
 
+    TOKENS: ClassVar[bool] = False
+    """Whether its replica sees answers token by token."""
+    REPEATS: ClassVar[bool] = False
+    """Whether the same request is answered in the same pieces again."""
+
     max_batch: PositiveInt = 32
     """Requests computed together."""
 

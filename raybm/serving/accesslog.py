@@ -20,7 +20,7 @@ LOGGED_ID = re.compile("[!-~]{1,128}")  # what has spaces or line ends could for
 
 
 class AccessLog:
-    """When a request's last byte is out. Never its content, its headers or its key."""
+    """When a request's last byte is out. Never its content, its key, or a header but x-request-id."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -20,7 +20,7 @@ from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
 from raybm.serving.coldstart import load
 from raybm.serving.failover import Failover
-from raybm.serving.gateway import Gateway
+from raybm.serving.gateway import Gateway, Model
 from raybm.serving.logs import log_with_serve
 from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.metrics import version
@@ -107,14 +107,13 @@ class Ingress:
         serving = ServeSpec.parse(spec)
         self._awake = tuple(model.name for model in serving.models if model.autoscaling.min_replicas)
         self._status: asyncio.Task[Any] | None = None
-        models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
-        adapters = {model.name: model.engine.adapter_names() for model in serving.models}
         self._gateway = Gateway(
             serving.gateway,
-            with_adapters(models, adapters),
+            _named(serving, handles),
             self._missing,
             queues={model.name: Queue(*size(model, serving.gateway)) for model in serving.models},
-            versions={model.name: version(model.ref) for model in serving.models},
+            versions=_versions(serving),
+            repeating={model.name for model in serving.models if model.engine.REPEATS},
         )
         self._store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
 
@@ -141,13 +140,23 @@ class BatchWorker:
         serving = ServeSpec.parse(spec)
         store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
         room = {model.name: model.offline_requests or max(1, model.max_ongoing_requests // 4) for model in serving.models}
-        worker = offline_worker(serving.gateway, {name: Failover(Remote(handle)) for name, handle in handles.items()}, room, store)
+        worker = offline_worker(serving.gateway, _named(serving, handles), room, store, versions=_versions(serving))
         self._running = asyncio.create_task(worker.run())
 
     def check_health(self) -> None:
         """Serve replaces the worker when this raises."""
         if self._running.done():
             self._running.result()
+
+
+def _named(serving: ServeSpec, handles: Mapping[str, DeploymentHandle]) -> dict[str, Model]:
+    """The models under all names that a request may give them."""
+    models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
+    return with_adapters(models, {model.name: model.engine.adapter_names() for model in serving.models})
+
+
+def _versions(serving: ServeSpec) -> dict[str, str]:
+    return {model.name: version(model.ref) for model in serving.models}
 
 
 class Remote:

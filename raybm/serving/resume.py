@@ -14,17 +14,21 @@ from dataclasses import replace
 
 from starlette.requests import Request
 
-from raybm.core.errors import UserError
+from raybm.core.errors import Unsupported, UserError
 from raybm.engines.protocol import GenerateRequest
 
 HEADER = "last-event-id"
 
 
-def events_seen(request: Request) -> int | None:
-    """Events that the client has already; None where it will not come back. Raises UserError."""
+def events_seen(request: Request, repeats: bool) -> int | None:
+    """Events that the client has already; None where it will not come back. `repeats`: whether the model answers in the same pieces
+    again. Raises UserError, Unsupported."""
     seen = request.headers.get(HEADER)
     if seen is None:
         return None
+    if not repeats:
+        what = "this model's answer may come in other pieces the next time."
+        raise Unsupported(what, where=HEADER, remedy="Leave it out, and ask for the whole answer again.")
     if not re.fullmatch(r"[0-9]{1,9}", seen):
         raise UserError("is no number of events.", where=HEADER, remedy="Send 0, or how many have come.")
     if "x-request-id" not in request.headers:

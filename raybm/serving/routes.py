@@ -8,7 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi_offline import FastAPIOffline
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp
@@ -45,14 +48,15 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
     app.openapi = openapi.describe(app, [kind for kind, _, _ in posts.values()], keys=bool(gateway.spec.api_keys))  # type: ignore[method-assign]
 
     async def refuse(request: Request, error: Exception) -> Response:
+        gateway.count(request, error)
         response = statuses.response(error)
         if response.status_code == 405:  # of a path with several methods, Starlette names those of the first route only
             matching = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
             response.headers["Allow"] = ", ".join(sorted({method for route in matching for method in getattr(route, "methods", ())}))
         return response
 
-    app.add_exception_handler(RaybmError, refuse)
-    app.add_exception_handler(HTTPException, refuse)
+    for told in (RaybmError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(told, refuse)
     return AccessLog(app, gateway.metrics)
 
 
@@ -75,7 +79,7 @@ def _probes(app: FastAPI, gateway: Gateway) -> None:
         """Every model has a running replica (one that may scale to zero: needs none)."""
         try:
             missing = await gateway.missing()
-        except TimeoutError:
+        except (TimeoutError, RayError, RayServeException):
             missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
         return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -42,9 +42,11 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def events(query: wire.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[bytes]:
+async def events(
+    query: wire.Generation, first: tuple[int, Delta], rest: AsyncIterator[tuple[int, Delta]], broken: Callable[[Exception], None]
+) -> AsyncIterator[bytes]:
     """The chunks of all choices (index, piece), their usage where asked for, [DONE]. What breaks on the way becomes an error event, and
-    no [DONE]."""
+    no [DONE]; `broken` is told of it."""
     head = query.head(chunk=True)
     if query.stream_options.include_usage:
         head["usage"] = None
@@ -59,6 +61,7 @@ async def events(query: wire.Generation, first: tuple[int, Delta], rest: AsyncIt
                 yield event(head | {"choices": [query.piece(delta, index)]})
             following = await anext(rest, None)
     except Exception as error:  # noqa: BLE001  an edge: the status line is out, so the error goes into the stream
+        broken(error)
         yield event(statuses.body(statuses.cause(error)))
         return
     if query.stream_options.include_usage:

@@ -1,7 +1,7 @@
 """Spans of a request, from the client's `traceparent` (W3C Trace Context) over the gateway to the replica, by OpenTelemetry.
 
 They go to OTEL_EXPORTER_OTLP_ENDPOINT (http://host:4318; OTLP over HTTP, extra `tracing`); where that is not set there are none.
-They tell path, model, status and numbers of tokens; never a prompt, an answer, a header or a key.
+They tell path, model, status and the wait for the replica; never a prompt, an answer, a header or a key.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Traced:
 
         try:
             # An error's text may hold what the client sent.
-            with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
                 await self.app(scope, receive, watched)
                 if route := getattr(scope.get("route"), "path", ""):  # a path that there is, without what stands in it
                     span.update_name(f"{scope['method']} {route}")

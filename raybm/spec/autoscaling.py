@@ -27,7 +27,7 @@ class Queue(Spec):
 
 
 class TokensInFlight(Spec):
-    """Tokens of prompts and answers that are being generated: what fills a language model's cache."""
+    """Tokens of prompts and answers that are being generated: what fills a language model's cache. For language models."""
 
     kind: Literal["tokens_in_flight"] = "tokens_in_flight"
     target: PositiveFloat = 8192.0

@@ -18,6 +18,11 @@ BATCHES_NAME = "batches"  # that of the worker of offline batches
 BATCHES_CPUS = 0.1  # it waits for models nearly all of its time
 
 
+def model_of(name: str) -> str:
+    """The served model that a request's `model` names: itself, or through one of its adapters (MODEL:ADAPTER)."""
+    return name.partition(":")[0]
+
+
 def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
     if engine.WEIGHTS and ref is None:
         return "this key is required and missing.", "Say which weights, such as registry:name@prod."
@@ -59,6 +64,14 @@ class ServedModel(Spec):
             ),
         ),
         Check(("ref", "engine"), _weights),
+        Check(
+            ("autoscaling", "engine"),
+            lambda scale, engine: (
+                (f"{scale.by.kind} goes by tokens, which a replica of {engine.kind} does not see.", "Take ongoing_requests or queue.")
+                if scale.by.kind in ("ttft", "tokens_in_flight") and not engine.TOKENS
+                else None
+            ),
+        ),
         Check(
             ("gpus", "engine"),
             lambda gpus, engine: (

@@ -14,6 +14,7 @@ from raybm.serving.app import application
 from raybm.serving.autoscaling import config
 from raybm.spec import ServeSpec
 from raybm.spec.autoscaling import Autoscaling
+from raybm.spec.serve import ServedModel
 from tests.fakes import EchoEngine
 
 ROOM = 8
@@ -83,6 +84,9 @@ def test_mistakes_are_told() -> None:
         Autoscaling.parse({"by": {"kind": "ttft", "target": 1}})
     with pytest.raises(SpecError, match="more than max_replicas"):
         Autoscaling.parse({"min_replicas": 2})
+    for kind in ("ttft", "tokens_in_flight"):
+        with pytest.raises(SpecError, match="does not see"):
+            ServedModel.parse({"name": "m", "ref": "file:/x", "engine": {"kind": "onnx"}, "autoscaling": {"by": {"kind": kind}}})
 
 
 def test_serve_keeps_a_policy_on_its_way_to_the_controller() -> None:

@@ -13,7 +13,9 @@ import pytest
 from raybm.core.errors import Overloaded, RaybmError
 from raybm.core.storage import LocalStorage, Storage
 from raybm.engines.protocol import Answer
+from raybm.serving.adapted import with_adapters
 from raybm.serving.offline.record import Batches, Results
+from raybm.serving.offline.stored import folder_name, new_id
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 from tests.serving.house import CHAT, OTHER, Gated, House, ended, free_leases, jsonl, line, rows, started, started_of, until
 
@@ -418,3 +420,26 @@ def test_a_model_that_is_served_no_more(tmp_path: Path) -> None:
                 assert {row["response"]["body"]["error"]["code"] for row in errors.values()} == {"model_not_found"}
 
     asyncio.run(go())
+
+
+def test_adapters_are_models_too_and_share_the_room(tmp_path: Path) -> None:
+    gated = Gated()
+    house = House(LocalStorage(tmp_path), with_adapters({"chat": gated}, {"chat": ("poet",)}), room=3)
+
+    async def go() -> None:
+        async with house.client() as client, house.worker():
+            lines = [line(n) for n in range(20)] + [line(n, body=line(n)["body"] | {"model": "chat:poet"}) for n in range(20, 40)]
+            batch = await ended(client, await started(client, lines))
+            assert batch.status == "completed" and batch.request_counts.completed == 40 and gated.most == 3
+
+    asyncio.run(go())
+
+
+def test_what_was_never_created_is_forgotten(tmp_path: Path) -> None:
+    house = House(LocalStorage(tmp_path))
+    house.storage.write(f"active/{new_id('batch_', house.now)}.{folder_name('acme')}", b"")  # the gateway was killed right then
+    house.batches.sweep()
+    assert len(house.batches.active()) == 1
+    house.now += 86_400
+    house.batches.sweep()
+    assert house.batches.active() == []

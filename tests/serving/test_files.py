@@ -165,3 +165,19 @@ def test_a_file_in_use_is_not_deleted(tmp_path: Path) -> None:
                 await client.files.delete(file)
 
     asyncio.run(go())
+
+
+def test_a_client_that_leaves_in_mid_upload_is_no_fault_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    house = House(LocalStorage(tmp_path), api_keys=[])
+    inbox = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"--x\r\nContent-Disposition: form-da", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return inbox.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/files", "query_string": b""}
+    asyncio.run(house.app(scope | {"headers": [(b"content-type", b"multipart/form-data; boundary=x")]}, receive, send))
+    assert sent[0]["status"] == 499 and all(record.levelname == "INFO" for record in caplog.records)

@@ -414,6 +414,12 @@ def test_health_and_ready() -> None:
     assert response.status_code == 503 and response.json()["models"] == {"chat": "UPDATING"}
     assert ask(make_app(), "GET", "/ready").json() == {"status": "ready"}
 
+    async def lost() -> dict[str, str]:
+        raise RayActorError
+
+    response = ask(make_app(missing=lost), "GET", "/ready")
+    assert response.status_code == 503 and "does not answer" in response.text
+
 
 def test_official_client() -> None:
     async def go() -> None:

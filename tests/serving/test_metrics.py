@@ -58,6 +58,11 @@ def test_page_of_metrics() -> None:
     assert seen["raybm_tokens_total", "chat", "3", "completion"] == 4 and seen["raybm_tokens_total", "size", "", "prompt"] == 2
     assert seen["raybm_request_seconds_count", "size", ""] == 1 and "stranger" not in str(seen)
 
+    ask(app, "POST", "/v1/chat/completions", json=chat("!broken word", stream=True, n=3))  # of several choices one error is told
+    ask(app, "GET", "/v1/models/stranger")
+    seen = samples(app)
+    assert seen["raybm_errors_total", "chat", "3", "internal_error"] == 2 and seen["raybm_errors_total", "", "", "model_not_found"] == 2
+
 
 def test_page_of_metrics_asks_for_a_key_where_there_are_keys_and_names_no_tenant() -> None:
     key, digest = new_api_key()
@@ -86,7 +91,7 @@ class Traceable(LocalModel):
         return await super().complete(request)
 
 
-def test_spans_go_on_from_the_clients() -> None:
+def test_spans_go_on_from_the_clients(caplog: pytest.LogCaptureFixture) -> None:
     made, exporter = recorded()
     model = Traceable(EchoEngine())
     app = Traced(make_app(models={"chat": model}), made)
@@ -94,6 +99,7 @@ def test_spans_go_on_from_the_clients() -> None:
     ask(app, "POST", "/v1/chat/completions", json=chat(SECRET), headers=headers)
     with Watch("chat", "", made).request("complete", model.origin):
         pass
+    assert not caplog.records  # OpenTelemetry warns of a span that is ended twice
     replica, gateway = sorted(exporter.get_finished_spans(), key=lambda span: span.name)[::-1]
     assert gateway.name == "POST /v1/chat/completions" and gateway.parent.span_id == 0xB7AD6B7169203331
     assert gateway.attributes["http.response.status_code"] == 200 and gateway.attributes["gen_ai.request.model"] == "chat"

@@ -10,8 +10,11 @@ import httpx
 import pytest
 
 from raybm.engines.protocol import Delta, GenerateRequest
+from raybm.serving.gateway import Gateway
+from raybm.serving.routes import create_app
+from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LocalModel
-from tests.serving.test_gateway import ask, chat, make_app, refusal
+from tests.serving.test_gateway import ask, chat, make_app, nothing_missing, refusal
 
 
 class Dice(EchoEngine):
@@ -53,3 +56,11 @@ def test_draws_are_the_same_for_the_same_request_id_only_where_the_client_may_co
 @pytest.mark.parametrize(("seen", "name", "more"), [("-1", "a", {}), ("x", "a", {}), ("0", None, {}), ("0", "a", {"n": 2})])
 def test_what_cannot_be_come_back_for_is_refused(seen: str, name: str | None, more: dict[str, Any]) -> None:
     assert "last-event-id" in refusal(stream(make_app(), seen, name, **more), 400, "invalid_request")["message"]
+
+
+def test_a_model_whose_pieces_do_not_come_again_refuses() -> None:
+    models = {"chat": LocalModel(EchoEngine()), "chat:poet": LocalModel(EchoEngine()), "sure": LocalModel(EchoEngine())}
+    app = create_app(Gateway(GatewaySpec(), models, nothing_missing, repeating={"sure"}))
+    for name, status in (("chat", 400), ("chat:poet", 400), ("sure", 200)):
+        assert stream(app, "0", model=name).status_code == status
+    assert stream(app, None, model="chat").status_code == 200

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Transformers(EncodingEngine):
     """transformers models in the replica's own process: encoders, classifiers, and generation with continuous batching."""
 
+    TOKENS = REPEATS = True
+
     kind: Literal["transformers"] = "transformers"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: the type the weights are stored in."""

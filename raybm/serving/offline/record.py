@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from raybm.core.errors import Conflict, NotFound, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
-from raybm.serving.offline.stored import Missing, check_id, folder_name, new_id, record
+from raybm.serving.offline.stored import UNFINISHED_S, Missing, check_id, created, folder_name, new_id, record
 
 RECORD = "batch.json"
 WINDOW_S = 24 * 3600
@@ -145,7 +145,7 @@ class Batches:
 
     def of(self, key: str) -> Batch | None:
         """The batch of a key of `active`; None: it is being created at this moment."""
-        id = key.removeprefix("active/").partition(".")[0]
+        id = _id_of(key)
         try:
             return self._read(self._storage.at(f"batches/{tenant_of(key)}/{id}"), id)[0]
         except Missing:
@@ -155,6 +155,12 @@ class Batches:
         """It is at its end: forget the parts, which the files hold now, and look for it no more."""
         self.folder(batch.tenant, batch.id).delete("parts")
         self._storage.delete(_marker(batch.id, batch.tenant))
+
+    def sweep(self) -> None:
+        """Forgets what was to be created, and never was."""
+        for key in self.active():
+            if self.of(key) is None and self._clock() >= created(_id_of(key)) + UNFINISHED_S:
+                self._storage.delete(key)
 
     def folder(self, tenant: str, id: str) -> Storage:
         return self._storage.at(f"batches/{folder_name(tenant)}/{check_id(id, 'batch_')}")
@@ -189,6 +195,10 @@ class Results:
 def tenant_of(key: str) -> str:
     """The folder of the tenant of a key of `active`."""
     return key.rpartition(".")[2]
+
+
+def _id_of(key: str) -> str:
+    return key.removeprefix("active/").partition(".")[0]
 
 
 def _marker(id: str, tenant: str) -> str:

@@ -19,7 +19,7 @@ from raybm.core.storage import Storage
 logger = logging.getLogger(__name__)
 PART_BYTES = 4 * 2**20
 RECORD = "file.json"
-UNFINISHED_S = 86_400  # a file without a record is of an upload that broke off so long ago
+UNFINISHED_S = 86_400  # a file or batch without a record that was begun so long ago was broken off
 Purpose = Literal["batch", "batch_output"]
 
 

@@ -18,7 +18,7 @@ from raybm.serving.offline.record import Batch, Batches, tenant_of
 from raybm.serving.offline.stored import Files
 from raybm.serving.offline.work import PACE, Pace, Tools, Work
 from raybm.serving.routes import create_app
-from raybm.spec.serve import GatewaySpec
+from raybm.spec.serve import GatewaySpec, model_of
 
 logger = logging.getLogger(__name__)
 RUNNING_MAX = 32  # batches at once; they take turns at the models' room, line by line
@@ -43,6 +43,7 @@ class Worker:
 
     async def _sweep(self) -> None:
         await asyncio.to_thread(self._tools.files.sweep)
+        await asyncio.to_thread(self._tools.batches.sweep)
 
     async def _look(self) -> None:
         self._running = {key: task for key, task in self._running.items() if not task.done()}
@@ -104,10 +105,18 @@ async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
 
 
 def offline_worker(
-    spec: GatewaySpec, models: Mapping[str, Model], room: Mapping[str, int], storage: Storage, pace: Pace = PACE, clock: Clock = time.time
+    spec: GatewaySpec,
+    models: Mapping[str, Model],
+    room: Mapping[str, int],
+    storage: Storage,
+    pace: Pace = PACE,
+    clock: Clock = time.time,
+    versions: Mapping[str, str] | None = None,
 ) -> Worker:
-    """The worker of one application. `room`: of each model, lines that may be with it at once; `storage`: of `serving_storage`."""
-    app = create_app(Offline(spec, models, _none_missing))
+    """The worker of one application. `room`: of each model, lines that may be with it and its adapters at once; `storage`: of
+    `serving_storage`; `versions`: of models, for the metrics."""
+    app = create_app(Offline(spec, models, _none_missing, versions=versions))
+    slots = {name: asyncio.Semaphore(lines) for name, lines in room.items()}
 
     async def ask(path: str, body: bytes, tenant: str) -> tuple[int, bytes]:
         return await post(app, path, body, tenant)
@@ -116,7 +125,7 @@ def offline_worker(
         files=Files(storage, clock),
         batches=Batches(storage, clock),
         ask=ask,
-        slots={name: asyncio.Semaphore(room[name]) for name in models},
+        slots={name: slots[model_of(name)] for name in models},
         max_line_bytes=spec.max_body_bytes,
         max_lines=spec.max_batch_lines,
         pace=pace,
