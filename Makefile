@@ -37,11 +37,11 @@ $(READY): pyproject.toml constraints.txt Makefile
 demo: $(READY) ## The main job: data, 2 ZeRO workers, evaluation, gate, registry, answering endpoint
 	@$(BIN)/python jobs/demo.py
 
-test: $(READY) ## All tests (needs no GPU, no network)
-	$(BIN)/python -m pytest
+test: test-unit ## All tests (needs no GPU, no network)
+	$(BIN)/python -m pytest -m "integration or gpu"
 
 test-unit: $(READY) ## The tests that need no Ray, no server and no real model
-	$(BIN)/python -m pytest -m "not integration and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not integration and not gpu"
 
 test-gpu: $(READY) ## What only a GPU shows
 	$(BIN)/python -m pytest tests/gpu

@@ -46,6 +46,10 @@ class EngineBase(Spec):
         """Processes with a GPU each that answer together; above 1, a replica's GPUs are as many."""
         return 1
 
+    def keeps_prefixes(self) -> bool:
+        """Whether a replica answers faster what begins as something that it had before."""
+        return False
+
     def adapter_names(self) -> tuple[str, ...]:
         """Low-rank adapters that answers may be asked for through."""
         return ()

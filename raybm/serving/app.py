@@ -15,9 +15,10 @@ from starlette.types import ASGIApp
 from raybm.core.errors import RaybmError
 from raybm.core.storage import open_storage
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
-from raybm.serving import autoscaling, batches, files
+from raybm.serving import affinity, autoscaling, batches, files
 from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
+from raybm.serving.cache import Kept
 from raybm.serving.coldstart import load
 from raybm.serving.failover import Failover
 from raybm.serving.gateway import Gateway, Model
@@ -74,6 +75,7 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
             else {"autoscaling_config": autoscaling.config(scale, min(model.max_ongoing_requests, model.engine.max_batch))}
         ),
         **_placement(model),
+        **({"request_router_config": affinity.config()} if model.routing == "prefix" else {}),
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
         graceful_shutdown_timeout_s=gateway.request_timeout_s,  # a redeploy lets answers finish
@@ -114,6 +116,7 @@ class Ingress:
             queues={model.name: Queue(*size(model, serving.gateway)) for model in serving.models},
             versions=_versions(serving),
             repeating={model.name for model in serving.models if model.engine.REPEATS},
+            kept={model.name: Kept(model.cache) for model in serving.models if model.cache},
         )
         self._store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
 

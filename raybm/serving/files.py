@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from raybm.core.errors import DeadlineExceeded, UserError
 from raybm.serving.gateway import Gateway
-from raybm.serving.limits import BodyTooLarge
+from raybm.serving.limits import BYTES_PER_S, BodyTooLarge
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import FileObject, Files
 from raybm.serving.paging import ERRORS, Listed, Page, body, query, read
@@ -137,17 +137,17 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
 
 
 def bounded(request: Request, max_bytes: int, timeout_s: float) -> Request:
-    """The request, with a body that ends with an error where it is too long. A large file may take its time; a client that is stuck may
-    not."""
-    seen = 0
+    """The request, with a body that ends with an error where it is too long. A large file may take its time, at BYTES_PER_S; a client that
+    is stuck may not."""
+    seen, began = 0, asyncio.get_running_loop().time()
 
     async def receive() -> Message:
         nonlocal seen
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(began + timeout_s + seen / BYTES_PER_S):
                 message: Message = await request.receive()
         except TimeoutError:
-            raise DeadlineExceeded(f"nothing of the file came for {timeout_s:g} s.") from None
+            raise DeadlineExceeded(f"the file came at less than {BYTES_PER_S / 1000:g} kB/s.", remedy="Send it faster.") from None
         seen += len(message.get("body", b""))
         if seen > max_bytes:
             raise _too_large(max_bytes)

@@ -18,6 +18,7 @@ from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, T
 from raybm.serving import resume, statuses, wire
 from raybm.serving.admission import Queue
 from raybm.serving.auth import Keys
+from raybm.serving.cache import Cached, Kept
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
 from raybm.serving.sse import Events, events
@@ -52,11 +53,12 @@ class Gateway:
         queues: Mapping[str, Queue] | None = None,
         versions: Mapping[str, str] | None = None,
         repeating: Container[str] | None = None,
+        kept: Mapping[str, Kept] | None = None,
     ) -> None:
         """`queues`: of models that may refuse for want of room; `versions`: of models, for the metrics; `repeating`: models that answer the
-        same request in the same pieces again (default: all)."""
+        same request in the same pieces again (default: all); `kept`: answers of the models that are cached."""
         self.spec, self.models, self.missing = spec, models, missing
-        self.queues, self.repeating = queues or {}, repeating
+        self.queues, self.repeating, self.kept = queues or {}, repeating, kept or {}
         self.keys, self.limits, self.metrics = Keys(spec.api_keys), Limits(spec), Metrics(versions)
         self.started = int(time.time())
 
@@ -69,7 +71,7 @@ class Gateway:
             async with asyncio.timeout_at(request.state.deadline):
                 query = kind.read(await self.limits.body(request))
                 self.limits.inputs(query.inputs())
-                model = self.choose(query.model)
+                model = self.cached(query.model, request.state.tenant)
                 request.state.model = query.model
                 if queue := self.queues.get(model_of(query.model)):  # which a model shares with its adapters
                     queue.enter(request.state.deadline - now())
@@ -93,6 +95,13 @@ class Gateway:
         if name not in self.models:
             raise NotFound(f"there is no model {name[:100]!r}.", remedy=f"There are: {', '.join(self.models)}.")
         return self.models[name]
+
+    def cached(self, name: str, tenant: str) -> Model:
+        """The model, behind its cache if it has one."""
+        model = self.choose(name)
+        if (kept := self.kept.get(model_of(name))) is None:
+            return model
+        return Cached(model, kept, tenant, name, lambda: self.metrics.cached(name, tenant))
 
     async def generate(self, request: Request, model: Model, query: wire.Generation) -> Response:
         if query.stream:

@@ -19,7 +19,8 @@ from raybm.spec.serve import GatewaySpec
 WINDOW_S = 60.0
 DIGITS_MAX = 18  # of a length; Python takes long to read thousands, and refuses more
 HEADER_BYTES = 64_000
-BODY_S = 30.0  # a million bytes at 33 kB/s
+BYTES_PER_S = 33_000
+BODY_S = 30.0  # a million bytes at that rate
 TIMEOUT_HEADER = "x-request-timeout"
 
 

@@ -54,6 +54,7 @@ class Metrics:
         self._requests = _Counter("raybm_requests_total", "Requests answered.", (*of_model, "status"), registry)
         self._errors = _Counter("raybm_errors_total", "Errors told, also those in begun streams.", (*of_model, "code"), registry)
         self._tokens = _Counter("raybm_tokens_total", "Tokens read and written.", (*of_model, "kind"), registry)
+        self._cached = _Counter("raybm_cached_total", "Answers given again from the gateway's memory.", of_model, registry)
         self._latency = _Histogram("raybm_request_seconds", "First byte in to last byte out.", SECONDS, registry)
         self._ttft = _Histogram("raybm_ttft_seconds", "To the first token of a stream.", SECONDS, registry)
         self._itl = _Histogram("raybm_itl_seconds", "From a token of a stream to the next.", _BETWEEN_S, registry)
@@ -66,6 +67,9 @@ class Metrics:
     def error(self, model: str, tenant: str, code: str) -> None:
         """`code`: of the OpenAI-shaped error."""
         self._errors.add(1, {**self._tags(model), "code": code}, tenant)
+
+    def cached(self, model: str, tenant: str) -> None:
+        self._cached.add(1, self._tags(model), tenant)
 
     def first_token(self, model: str, seconds: float) -> None:
         self._ttft.observe(seconds, self._tags(model))

@@ -33,7 +33,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is no such file or batch."},
     413: {"description": "The body or the file is too large."},
     429: {"description": "The tenant's requests are used up; Retry-After says when there are more."},
-    504: {"description": "Nothing of the body came for too long."},
+    504: {"description": "The body came too slowly."},
 }
 """What the routes tell FastAPI of their errors."""
 

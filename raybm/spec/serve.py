@@ -31,6 +31,15 @@ def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
     return None
 
 
+class AnswerCache(Spec):
+    """What each gateway keeps of a model's answers."""
+
+    max_bytes: PositiveInt = 64_000_000
+    """The least recently used answers leave where they would be more."""
+    ttl_s: PositiveFloat = 3600.0
+    """An older answer is asked for again."""
+
+
 class ServedModel(Spec):
     """One model behind the gateway: one Serve deployment."""
 
@@ -54,6 +63,13 @@ class ServedModel(Spec):
     """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room. Default: a
     quarter of max_ongoing_requests."""
 
+    routing: Literal["least_loaded", "prefix"] = "least_loaded"
+    """Which replica gets a request: of two the idler, or (prefix) the one that had requests with the same beginning, as long as it is not
+    busier than the others."""
+    cache: AnswerCache | None = None
+    """Give answers that would come out the same again (predictions, embeddings, greedy and seeded generations) from the gateway's memory,
+    to the tenant that had them. Default: no."""
+
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("ref",),
@@ -69,6 +85,14 @@ class ServedModel(Spec):
             lambda scale, engine: (
                 (f"{scale.by.kind} goes by tokens, which a replica of {engine.kind} does not see.", "Take ongoing_requests or queue.")
                 if scale.by.kind in ("ttft", "tokens_in_flight") and not engine.TOKENS
+                else None
+            ),
+        ),
+        Check(
+            ("routing", "engine"),
+            lambda routing, engine: (
+                (f"{engine.kind} keeps no beginnings of prompts here.", "Drop it, or take the engine vllm with its prefix_cache.")
+                if routing == "prefix" and not engine.keeps_prefixes()
                 else None
             ),
         ),

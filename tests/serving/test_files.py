@@ -91,15 +91,18 @@ def test_uploads_that_are_refused(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_a_client_that_is_stuck_in_its_upload_is_sent_away(tmp_path: Path) -> None:
-    async def stuck() -> Any:
-        yield b"--b\r\n"
-        await asyncio.Event().wait()
+@pytest.mark.parametrize("pause_s", [60.0, 0.02], ids=["stuck", "drips"])
+def test_a_client_that_sends_too_slowly_is_sent_away(tmp_path: Path, pause_s: float) -> None:
+    async def sent() -> Any:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        while True:
+            await asyncio.sleep(pause_s)
+            yield b"{}"
 
     async def go() -> None:
         async with House(LocalStorage(tmp_path), request_timeout_s=0.05).http() as http:
             headers = {"Content-Type": "multipart/form-data; boundary=b"}
-            response = await http.post("/v1/files", content=stuck(), headers=headers)
+            response = await http.post("/v1/files", content=sent(), headers=headers)
             assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
 
     asyncio.run(go())

@@ -1,43 +1,34 @@
-"""The OpenAPI document, held against the gateway by schemathesis."""
+"""The OpenAPI document, held against the gateway by schemathesis. As a command: its import takes seconds of every run of the tests."""
 
 from __future__ import annotations
 
-import tempfile
-from typing import Any
+import json
+import subprocess
+import sys
+from pathlib import Path
 
+import httpx
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis.checks import positive_data_acceptance
-from schemathesis.generation.case import Case
 
 from raybm.core.storage import open_storage
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel, PictureClassifier
+from tests.listening import listening
 from tests.serving.house import House
-from tests.serving.test_gateway import ask
-
-pytestmark = pytest.mark.integration
 
 MODELS = {"chat": LocalModel(EchoEngine()), "size": LocalModel(LengthClassifier()), "pictures": LocalModel(PictureClassifier())}
-FILES = tempfile.TemporaryDirectory(prefix="raybm-test-")
-APP = House(open_storage(FILES.name), MODELS, api_keys=[], max_inputs=4).app
+ASKED = ("--phases=examples,coverage,fuzzing", "--max-examples=25", "--seed=1", "--suppress-health-check=all", "--no-color")
+LEFT_OUT = "--exclude-checks=positive_data_acceptance"
+"""A body may be right and ask a model for what it cannot do."""
 
 
-def document() -> dict[str, Any]:
-    """With models that there are, since nobody finds their names by chance."""
-    made: dict[str, Any] = ask(APP, "GET", "/openapi.json").json()
-    for schema in made["components"]["schemas"].values():
-        if "model" in schema.get("properties", {}):
-            schema["properties"]["model"] = {"enum": list(MODELS)}
-    return made
-
-
-API = schemathesis.openapi.from_dict(document())
-API.app = APP
-
-
-@API.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_what_the_document_says_is_what_the_gateway_does(case: Case) -> None:
-    """`positive_data_acceptance` is left out: a body may be right and ask a model for what it cannot do."""
-    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+@pytest.mark.integration
+def test_what_the_document_says_is_what_the_gateway_does(tmp_path: Path) -> None:
+    with listening(House(open_storage(str(tmp_path / "files")), MODELS, api_keys=[], max_inputs=4).app) as url:
+        document = httpx.get(f"{url}/openapi.json").json()
+        for schema in document["components"]["schemas"].values():
+            if "model" in schema.get("properties", {}):
+                schema["properties"]["model"] = {"enum": list(MODELS)}  # nobody finds their names by chance
+        (tmp_path / "openapi.json").write_text(json.dumps(document))
+        command = [Path(sys.executable).with_name("st"), "run", tmp_path / "openapi.json", "--url", url, *ASKED, LEFT_OUT]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr

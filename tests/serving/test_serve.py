@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.integration
 
 with socket.create_server(("127.0.0.1", 0)) as probe:
     PORT: int = probe.getsockname()[1]
+TWO = {"min_replicas": 2, "max_replicas": 2}
 CONFIG = """
 http_options: {{host: 127.0.0.1, port: {port}}}
 applications:
@@ -64,9 +66,10 @@ def fakes(minilm: Endpoint, s3: str) -> str:
     models = [
         {"name": "chat", "ref": "file:/none", "cpus": 0.1, "max_ongoing_requests": 4, "max_queued_requests": 2, "offline_requests": 3},
         {"name": "size", "ref": "file:/none", "cpus": 0.1, "engine": {"kind": "transformers", "max_batch": 16, "batch_wait_ms": 30_000}},
+        {"name": "pair", "ref": "file:/none", "cpus": 0.1, "engine": {"kind": "vllm"}, "routing": "prefix", "autoscaling": TWO},
     ]
     spec = ServeSpec.parse({"storage": f"{s3}/fakes", "models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60}})
-    serve.run(application(spec, {"chat": EchoEngine, "size": LengthClassifier}), name="fakes", route_prefix="/fakes")
+    serve.run(application(spec, {"chat": EchoEngine, "size": LengthClassifier, "pair": EchoEngine}), name="fakes", route_prefix="/fakes")
     url = f"http://127.0.0.1:{PORT}/fakes"
     wait(lambda: httpx.get(f"{url}/ready").status_code == 200)
     return url
@@ -182,6 +185,17 @@ def test_texts_of_many_requests_meet_in_one_batch(fakes: str) -> None:
 
     answers = [response.json()["data"][0] for response in asyncio.run(go())]
     assert [answer["label"] for answer in answers] == ["short"] * 9 + ["long"] * 6 + ["16"]
+
+
+def test_turns_of_a_conversation_go_to_one_replica(fakes: str) -> None:
+    homes = set()
+    for first in range(12):
+        said = [{"role": "user", "content": f"conversation {first}"}]
+        for stream in (False, True):
+            said = [*said, {"role": "user", "content": "!pid"}]
+            answer = httpx.post(f"{fakes}/v1/chat/completions", json={"model": "pair", "messages": said, "stream": stream}, timeout=60)
+            homes.add((first, re.search(r'"content": ?"(\d+)"', answer.text)[1]))  # type: ignore[index]
+    assert len(homes) == 12 and len({pid for _, pid in homes}) == 2
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -83,6 +83,9 @@ class Vllm(LocalEngine):
     def workers(self) -> int:
         return self.tensor_parallel * self.pipeline_parallel
 
+    def keeps_prefixes(self) -> bool:
+        return self.prefix_cache
+
     def adapter_names(self) -> tuple[str, ...]:
         return tuple(self.adapters)
 
