@@ -1,6 +1,6 @@
 """Which search finds good values with the fewest epochs? Two small models, five ways to search, the same budget of epochs for each.
 
-A convolutional network on 1,500 digits of MNIST and a convolutional text classifier on 1,500 SMS messages; searched are learning rate,
+A convolutional network on 1,000 digits of MNIST and a convolutional text classifier on 1,000 SMS messages; searched are learning rate,
 batch, weight decay and warm-up, scored by validation loss after each epoch. Grid, random and TPE train every point for all its epochs;
 ASHA (over random points) and TPE with ASHA stop what falls behind, and try more points for the same epochs. Random draws the same points
 with ASHA as without, seed by seed.
@@ -26,7 +26,7 @@ import common
 EPOCHS = 9
 POINTS = 10
 BUDGET = EPOCHS * POINTS
-ROWS = 1500
+ROWS = 1000
 SPLIT = {"validation": 0.3, "test": 0.05}
 ASHA = {"kind": "asha", "grace": 1, "reduction": 3}
 TPE = {"kind": "tpe", "startup_trials": 4}

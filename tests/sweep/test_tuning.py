@@ -28,6 +28,7 @@ from raybm.sweep import tuning
 from tests.e2e import job
 
 pytestmark = pytest.mark.integration
+RAW: dict[str, Any] = {"publish": None, "evaluate": None}
 TRAIN = {"max_steps": 12, "validate_every_steps": 3, "global_batch": 8, "zero": {"stage": 0}}
 
 
@@ -72,8 +73,8 @@ def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: 
 
 def test_a_trial_learns_what_a_gang_of_one_learns(ray_session: str, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir(), (tmp_path / "gang").mkdir()
-    drive(spec(tmp_path / "alone", {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}, publish=None), ray_session)
-    drive(spec(tmp_path / "gang", None, publish=None, train=TRAIN | {"lr": 1e-2}), ray_session)
+    drive(spec(tmp_path / "alone", {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}, **RAW), ray_session)
+    drive(spec(tmp_path / "gang", None, train=TRAIN | {"lr": 1e-2}, **RAW), ray_session)
     alone = tmp_path / "alone" / "store" / "runs" / states(open_storage(str(tmp_path / "alone" / "store")))[0].run / "trials" / "00001-0"
     losses = {event["step"]: event["loss"] for event in by_step(read_events(alone / "metrics.jsonl"), "train")}
     assert losses == pytest.approx(job.losses(open_storage(str(tmp_path / "gang" / "store"))), rel=1e-6)
