@@ -38,7 +38,7 @@ demo: $(READY) ## The main job: data, 2 ZeRO workers, evaluation, gate, registry
 	@$(BIN)/python jobs/demo.py
 
 test: test-unit ## All tests (needs no GPU, no network)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "integration or gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration or gpu"
 
 test-unit: $(READY) ## The tests that need no Ray, no server and no real model
 	$(BIN)/python -m pytest -n 2 -m "not integration and not gpu"

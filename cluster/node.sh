@@ -24,7 +24,7 @@ if [ "${1:-}" = --keep ]; then
 fi
 
 earlier=$(cat "$pidfile" 2>/dev/null || true)
-if [ -n "$earlier" ] && ps -o args= -p "$earlier" 2>/dev/null | grep -qF -- "--keep"; then
+if [ -n "$earlier" ] && ps -ww -o args= -p "$earlier" 2>/dev/null | grep -qF -- "--keep"; then
     kill -KILL -- "-$earlier" # its whole group
 fi
 ray stop --force >/dev/null 2>&1 || true

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, LocalityMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
 
 from raybm.engines.protocol import GenerateRequest
 
@@ -27,38 +27,41 @@ def config() -> RequestRouterConfig:
     return RequestRouterConfig(request_router_class=f"{__name__}.{ByPrefix.__name__}")
 
 
-class ByPrefix(LocalityMixin, MultiplexMixin, RequestRouter):
-    """Serve's request router of a deployment; each handle has one."""
+class ByPrefix(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
+    """Serve's request router of a deployment; each handle has one. Where all replicas are full, a place that gets free is the oldest
+    request's (FIFO)."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Groups in the order in which they are tried; of a group, Serve takes the idlest."""
-        text = None
+        key = None
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # all replicas are offered at once: a second try waits first
-            text = beginning(pending_request.args)
-        if text is None:
+            key = beginning(pending_request.args)
+        if key is None:
             return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         loads = {id: self.replica_queue_len_cache.get(replica.replica_id) or 0 for id, replica in by_id.items()}
-        return [[by_id[id]] for id in ranked(text, loads)]
+        return [[by_id[id]] for id in ranked(key, loads)]
 
 
-def beginning(arguments: Sequence[Any]) -> str | None:
-    """What a generation shares with those that can use its cached prefix: of a chat all up to the first thing that the user said, which
-    later turns repeat; of a prompt its first characters. None: it is no generation."""
+def beginning(arguments: Sequence[Any]) -> bytes | None:
+    """A digest of what a generation shares with those that can use its cached prefix: of a chat all up to the first thing that the user
+    said, which later turns repeat; of a prompt its first characters. None: it is no generation."""
     request = next((argument for argument in arguments if isinstance(argument, GenerateRequest)), None)
     if request is None:
         return None
     if request.messages is None:
-        return f"{request.adapter} {(request.prompt or '')[:PROMPT_CHARS]}"
-    first = next((place for place, message in enumerate(request.messages) if message["role"] == "user"), len(request.messages))
-    return json.dumps([request.adapter, list(request.tools), list(request.messages[: first + 1])])
+        shared: Any = (request.prompt or "")[:PROMPT_CHARS]
+    else:
+        first = next((place for place, message in enumerate(request.messages) if message["role"] == "user"), len(request.messages))
+        shared = list(request.tools), list(request.messages[: first + 1])
+    return hashlib.sha256(json.dumps([request.adapter, shared]).encode()).digest()
 
 
-def ranked(text: str, loads: Mapping[str, int]) -> list[str]:
+def ranked(key: bytes, loads: Mapping[str, int]) -> list[str]:
     """Replicas by their ids, the first one to be asked first. `loads`: requests that each has."""
-    order = sorted(loads, key=lambda id: hashlib.blake2b(f"{id} {text}".encode(), digest_size=8).digest())
+    order = sorted(loads, key=lambda id: hashlib.sha256(key + id.encode()).digest())
     most = math.ceil(OVERLOAD * (sum(loads.values()) + 1) / len(loads))
     return sorted(order, key=lambda id: loads[id] >= most)

@@ -1,4 +1,6 @@
-"""Answers that would come out the same again, given from the gateway's memory. Each tenant has its own: nobody learns what others asked."""
+"""Answers that are taken to come out the same again, given from the gateway's memory. Each tenant has its own: nobody learns what others
+asked.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,21 @@ T = TypeVar("T")
 
 
 class Kept:
-    """Answers by what was asked. The least recently used leave where they are too many bytes, all where they are too old."""
+    """Answers by what was asked, pickled: their bytes are counted, and nobody shares them. The least recently used leave where they are
+    too many bytes, all where they are too old."""
 
     def __init__(self, spec: AnswerCache) -> None:
-        self._answers: TTLCache[bytes, tuple[Any, int]] = TTLCache(spec.max_bytes, spec.ttl_s, getsizeof=lambda entry: entry[1])
+        self._answers: TTLCache[bytes, bytes] = TTLCache(spec.max_bytes, spec.ttl_s, getsizeof=len)
 
     def get(self, key: bytes) -> Any:
         """None: there is none."""
-        return self._answers.get(key, (None, 0))[0]
+        data = self._answers.get(key)
+        return None if data is None else pickle.loads(data)  # noqa: S301  put here by the method below
 
     def put(self, key: bytes, answer: Any) -> None:
-        size = len(key) + len(pickle.dumps(answer))
-        if size <= self._answers.maxsize:
-            self._answers[key] = answer, size
+        data = pickle.dumps(answer)
+        if len(data) <= self._answers.maxsize:
+            self._answers[key] = data
 
 
 class Cached:
@@ -44,8 +48,8 @@ class Cached:
         self._asker = tenant, name
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        key = self._key("generate", asdict(request))
-        if repeats(request) and (kept := self._kept.get(key)):
+        key = self._key("generate", asdict(request)) if repeats(request) else None
+        if key and (kept := self._kept.get(key)):
             self._hit()
             for delta in kept:
                 yield delta
@@ -55,7 +59,7 @@ class Cached:
         try:
             async for delta in source:
                 deltas.append(delta)
-                if delta.finish_reason and repeats(request):
+                if key and delta.finish_reason:
                     self._kept.put(key, deltas)
                 yield delta
         finally:
@@ -94,5 +98,5 @@ class Cached:
 
 
 def repeats(request: GenerateRequest) -> bool:
-    """Whether the answer would be the same again: no token is drawn by chance, or all are by a seed."""
+    """Whether the answer is taken to be the same again: no token is drawn by chance, or all are by a seed."""
     return not request.temperature or request.seed is not None

@@ -139,15 +139,18 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
 def bounded(request: Request, max_bytes: int, timeout_s: float) -> Request:
     """The request, with a body that ends with an error where it is too long. A large file may take its time, at BYTES_PER_S; a client that
     is stuck may not."""
-    seen, began = 0, asyncio.get_running_loop().time()
+    clock, seen = asyncio.get_running_loop().time, 0
+    began = clock()
 
     async def receive() -> Message:
         nonlocal seen
         try:
-            async with asyncio.timeout_at(began + timeout_s + seen / BYTES_PER_S):
+            async with asyncio.timeout_at(min(clock(), began + seen / BYTES_PER_S) + timeout_s):
                 message: Message = await request.receive()
         except TimeoutError:
-            raise DeadlineExceeded(f"the file came at less than {BYTES_PER_S / 1000:g} kB/s.", remedy="Send it faster.") from None
+            raise DeadlineExceeded(
+                f"nothing of the file came for {timeout_s:g} s, or less than {BYTES_PER_S / 1000:g} kB/s.", remedy="Send it faster."
+            ) from None
         seen += len(message.get("body", b""))
         if seen > max_bytes:
             raise _too_large(max_bytes)

@@ -71,7 +71,7 @@ class Gateway:
             async with asyncio.timeout_at(request.state.deadline):
                 query = kind.read(await self.limits.body(request))
                 self.limits.inputs(query.inputs())
-                model = self.cached(query.model, request.state.tenant)
+                model = self.cached(request, query.model)
                 request.state.model = query.model
                 if queue := self.queues.get(model_of(query.model)):  # which a model shares with its adapters
                     queue.enter(request.state.deadline - now())
@@ -96,12 +96,17 @@ class Gateway:
             raise NotFound(f"there is no model {name[:100]!r}.", remedy=f"There are: {', '.join(self.models)}.")
         return self.models[name]
 
-    def cached(self, name: str, tenant: str) -> Model:
+    def cached(self, request: Request, name: str) -> Model:
         """The model, behind its cache if it has one."""
         model = self.choose(name)
         if (kept := self.kept.get(model_of(name))) is None:
             return model
-        return Cached(model, kept, tenant, name, lambda: self.metrics.cached(name, tenant))
+
+        def hit() -> None:
+            request.state.cached = True  # says nothing of how fast the model is
+            self.metrics.cached(name, request.state.tenant)
+
+        return Cached(model, kept, request.state.tenant, name, hit)
 
     async def generate(self, request: Request, model: Model, query: wire.Generation) -> Response:
         if query.stream:

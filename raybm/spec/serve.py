@@ -36,7 +36,7 @@ class AnswerCache(Spec):
 
     max_bytes: PositiveInt = 64_000_000
     """The least recently used answers leave where they would be more."""
-    ttl_s: PositiveFloat = 3600.0
+    ttl_s: PositiveFloat = 600.0
     """An older answer is asked for again."""
 
 
@@ -67,8 +67,8 @@ class ServedModel(Spec):
     """Which replica gets a request: of two the idler, or (prefix) the one that had requests with the same beginning, as long as it is not
     busier than the others."""
     cache: AnswerCache | None = None
-    """Give answers that would come out the same again (predictions, embeddings, greedy and seeded generations) from the gateway's memory,
-    to the tenant that had them. Default: no."""
+    """Give answers that are taken to come out the same again (predictions, embeddings, greedy and seeded generations) from the gateway's
+    memory, to the tenant that had them. Default: no."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(

@@ -40,7 +40,7 @@ def test_what_generates_nothing_begins_with_nothing() -> None:
 
 
 def test_beginnings_are_spread_and_keep_their_place() -> None:
-    texts = [f"beginning {n}" for n in range(400)]
+    texts = [f"beginning {n}".encode() for n in range(400)]
     homes = {text: ranked(text, IDLE)[0] for text in texts}
     assert all(60 < count < 140 for count in Counter(homes.values()).values())
     without = {id: 0 for id in IDLE if id != "b"}
@@ -49,12 +49,12 @@ def test_beginnings_are_spread_and_keep_their_place() -> None:
 
 
 def test_a_busy_replica_is_passed_over() -> None:
-    first, second, *rest = ranked("popular", IDLE)
-    assert ranked("popular", IDLE | {first: 1, second: 1, rest[0]: 1, rest[1]: 1})[0] == first
-    assert ranked("popular", IDLE | {first: 4})[0] == second
-    assert ranked("popular", IDLE | {first: 4, second: 4})[0] == rest[0]
-    assert ranked("popular", IDLE | {first: 4})[-1] == first  # the last that is asked
-    assert ranked("popular", {first: 9}) == [first]
+    first, second, *rest = ranked(b"popular", IDLE)
+    assert ranked(b"popular", IDLE | {first: 1, second: 1, rest[0]: 1, rest[1]: 1})[0] == first
+    assert ranked(b"popular", IDLE | {first: 4})[0] == second
+    assert ranked(b"popular", IDLE | {first: 4, second: 4})[0] == rest[0]
+    assert ranked(b"popular", IDLE | {first: 4})[-1] == first  # the last that is asked
+    assert ranked(b"popular", {first: 9}) == [first]
 
 
 def test_engines_without_prefix_cache_are_refused() -> None:

@@ -91,10 +91,11 @@ def test_uploads_that_are_refused(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("pause_s", [60.0, 0.02], ids=["stuck", "drips"])
-def test_a_client_that_sends_too_slowly_is_sent_away(tmp_path: Path, pause_s: float) -> None:
+@pytest.mark.parametrize(("pause_s", "before"), [(60.0, b""), (60.0, b"{}" * 10**6), (0.02, b"")], ids=["stuck", "stuck late", "drips"])
+def test_a_client_that_sends_too_slowly_is_sent_away(tmp_path: Path, pause_s: float, before: bytes) -> None:
     async def sent() -> Any:
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        yield before
         while True:
             await asyncio.sleep(pause_s)
             yield b"{}"

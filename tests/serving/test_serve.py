@@ -196,6 +196,9 @@ def test_turns_of_a_conversation_go_to_one_replica(fakes: str) -> None:
             answer = httpx.post(f"{fakes}/v1/chat/completions", json={"model": "pair", "messages": said, "stream": stream}, timeout=60)
             homes.add((first, re.search(r'"content": ?"(\d+)"', answer.text)[1]))  # type: ignore[index]
     assert len(homes) == 12 and len({pid for _, pid in homes}) == 2
+    for stream in (False, True):  # several calls of one request
+        body = {"model": "pair", "messages": [{"role": "user", "content": "one two"}], "n": 4, "stream": stream}
+        assert httpx.post(f"{fakes}/v1/chat/completions", json=body, timeout=30).text.count('"finish_reason":"stop"') == 4
 
 
 @pytest.mark.parametrize("stream", [True, False])
