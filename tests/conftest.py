@@ -1,4 +1,4 @@
-"""Fixtures that start something once a session."""
+"""Fixtures that start something once a session, and which process of several runs which tests."""
 
 from __future__ import annotations
 
