@@ -18,8 +18,6 @@ import psutil
 import yaml
 
 READY_TIMEOUT_S = 300.0
-PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
-"""Of Serve's controller with a busy proxy, as `raybm deploy` has it."""
 SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Peers with a model ask for huge pages, as raybm's replicas do on CPUs."""
 
@@ -32,14 +30,18 @@ def free_port() -> int:
 
 @contextmanager
 def serving(applications: Mapping[str, Callable[[], Any]], cpus: float) -> Iterator[str]:
-    """Serve applications, each under /NAME of the URL that is given. An embedded Ray that ends with the block."""
+    """Serve applications, each under /NAME of the URL that is given, behind the proxy that `raybm deploy` takes. An embedded Ray that
+    ends with the block."""
     from ray import serve
 
     from raybm.cluster import connect
+    from raybm.serving import ingress
+    from raybm.spec.serve import HttpOptions
 
     port = free_port()
-    with connect(cpus=cpus, say=common.say):
-        serve.start(http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": {"env_vars": PATIENCE}})
+    http = HttpOptions(host="127.0.0.1", port=port)
+    with ingress.chosen(http, embedded=True) as entrance, connect(cpus=cpus, say=common.say, variables=entrance.variables):
+        serve.start(http_options={"host": http.host, "port": port}, controller_options={"runtime_env": {"env_vars": ingress.PATIENCE}})
         for name, build in applications.items():
             serve.run(build(), name=name, route_prefix=f"/{name}")
         yield f"http://127.0.0.1:{port}"

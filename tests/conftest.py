@@ -13,6 +13,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from raybm.cluster import connect
+from raybm.serving import ingress
+from raybm.spec.serve import HttpOptions
 from tests.ranks import Ranks
 from tests.s3server import start_weed, stop_weed
 
@@ -63,6 +65,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_session(s3: str) -> Iterator[str]:
-    """One Ray for the whole session, with 4 logical CPUs; its workers have the S3 server's credentials. Its address."""
-    with connect(cpus=4, say=print, dashboard=True) as connection:
-        yield connection.address
+    """One Ray for the whole session, with 4 logical CPUs and the ingress that `raybm deploy` takes; its workers have the S3 server's
+    credentials. Its address."""
+    http = HttpOptions(host="127.0.0.1")
+    with ingress.chosen(http, embedded=True) as entrance, connect(cpus=4, say=print, dashboard=True, variables=entrance.variables) as ray:
+        yield ray.address

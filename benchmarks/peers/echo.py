@@ -35,7 +35,7 @@ class EchoEngine:
         """It holds nothing."""
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
-        text = str((request.messages or [{}])[-1]["content"])
+        text = str(request.messages[-1]["content"] if request.messages else request.prompt)
         left = count = len(text.split())
         async for word in words(text):
             left -= 1

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -160,10 +161,19 @@ def _say_cold_starts(config: ServeConfig, say: Say) -> None:
         for model in app.args.models:
             if model.autoscaling.min_replicas:
                 try:
-                    parts = asyncio.run(asyncio.wait_for(ask(model.name, app.name), COLD_START_TIMEOUT_S))
+                    asked = asyncio.wait_for(ask(model.name, app.name), COLD_START_TIMEOUT_S)
+                    parts = asyncio.run_coroutine_threadsafe(asked, _handles_loop()).result()
                 except (TimeoutError, RayError, RayServeException):  # it has gone again; what is told here nobody depends on
                     continue
                 say(f"{model.name} started in {coldstart.line(parts)}.")
+
+
+@cache
+def _handles_loop() -> asyncio.AbstractEventLoop:
+    """One that does not end: with Serve's settings for throughput a handle, which Serve keeps, listens in the loop it was first used in."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="raybm-handles", daemon=True).start()
+    return loop
 
 
 def _check_port(http: HttpOptions) -> None:

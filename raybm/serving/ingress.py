@@ -21,7 +21,8 @@ from raybm.spec.serve import HttpOptions
 
 # Serve's proxies are declared dead after 5 s and 10 s otherwise, when they are only busy.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
-DRAIN_S = 2  # one machine: HAProxy hears at once that a gateway leaves; Serve's 30 s are for load balancers of others
+DRAIN_S = 10  # one machine: HAProxy hears within seconds that a gateway leaves; Serve's 30 s are for load balancers of others
+LONGEST_S = 3600  # an answer that goes on while HAProxy is replaced, as with each new gateway; Serve would end it after 120 s
 WRAPPER = """\
 #!{python} -IS
 # HAProxy with two lines of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; and requests
@@ -89,6 +90,7 @@ def _variables(folder: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # the access log line by line
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(LONGEST_S),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

@@ -21,7 +21,7 @@ proxy_location: EveryNode
 http_options:
   host: 127.0.0.1  # only this machine; behind a load balancer 0.0.0.0, and then with api_keys
   port: 8000
-  proxy: python  # {proxy}
+  proxy: auto  # {proxy}
 applications:
   - name: raybm
     route_prefix: /
@@ -71,7 +71,8 @@ def render(refs: list[str], storage: str) -> str:
                 gpus=default.gpus,
             )
         )
-    proxy = "Serve's own; auto takes HAProxy where there is one" + (", as on this machine" if haproxy() else "")
+    here = "as on this machine" if haproxy() else "not on this machine, which will have Serve's own"
+    proxy = f"HAProxy where `raybm deploy` starts Ray itself and there is one, {here}"
     text = HEAD.format(proxy=proxy, storage=_scalar(storage), request_timeout_s=GatewaySpec().request_timeout_s) + "".join(blocks)
     data, lines = yamlfile.parse(text, "render")
     parse(ServeConfig, data, "render", lines)

@@ -191,8 +191,8 @@ class HttpOptions(Spec):
     """Serve's own deadline of a request; the gateway has one too."""
     keep_alive_timeout_s: PositiveInt = 5
     """How long an idle connection stays open."""
-    proxy: Literal["python", "haproxy", "auto"] = "python"
-    """What listens: Serve's own proxy (python), HAProxy, or (auto) HAProxy where there is one and `raybm deploy` starts Ray itself."""
+    proxy: Literal["auto", "haproxy", "python"] = "auto"
+    """What listens: HAProxy, Serve's own proxy (python), or (auto) HAProxy where there is one and `raybm deploy` starts Ray itself."""
 
 
 class Application(Spec):

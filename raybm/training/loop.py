@@ -49,6 +49,52 @@ class Progress:
     flat: int = 0  # validations since the lowest
     profile: dict[str, Any] = field(default_factory=dict)  # of rank 0's last look at a step
 
+    def count(self, scores: dict[str, Any]) -> None:
+        """Take in what the meter measured since the last time; the tokens are only in the sum."""
+        self.tokens += scores.pop("tokens")
+        self.seconds += scores["seconds"]
+        self.train_loss = scores["loss"]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "steps": self.step,
+            "train_loss": self.train_loss,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens / max(self.seconds, 1e-9),
+            "profile": self.profile,
+        }
+
+
+@dataclass(frozen=True)
+class Course:
+    """Which steps do more than train."""
+
+    total: int
+    end: int
+    """Where this call ends: the last step, or where it is to pause."""
+    validate_every: int
+    save_every: int
+    log_every: int
+    validation: bool
+    """Whether there are rows for it."""
+
+    @classmethod
+    def of(cls, spec: TrainSpec, schedule: Schedule, until: int | None, validation: bool) -> Course:
+        total = schedule.total_steps(spec.epochs, spec.max_steps)
+        every = spec.validate_every_steps or schedule.steps_per_epoch
+        end = min(total, until * every) if until else total
+        return cls(total, end, every, spec.checkpoint.every_steps or every, spec.log_every_steps, validation)
+
+    def validates(self, step: int) -> bool:
+        return self.validation and (step == self.total or step % self.validate_every == 0)
+
+    def saves(self, step: int) -> bool:
+        return step == self.end or step % self.save_every == 0
+
+    def logs(self, step: int) -> bool:
+        return self.validates(step) or self.saves(step) or step % self.log_every == 0
+
 
 @contextmanager
 def engine_of(model: PreTrainedModel, spec: TrainSpec) -> Iterator[Any]:
@@ -85,29 +131,24 @@ def train(
     device = next(engine.module.parameters()).device
     rows = splits["train"]
     schedule = Schedule.of(spec, rows.lengths, workers, seed)
-    total = schedule.total_steps(spec.epochs, spec.max_steps)
-    validate_every = spec.validate_every_steps or schedule.steps_per_epoch
-    save_every = spec.checkpoint.every_steps or validate_every
+    course = Course.of(spec, schedule, until, bool(len(splits["validation"])))
     best_by = spec.early_stopping.metric if spec.early_stopping else "loss"
-    end = min(total, until * validate_every) if until else total
 
     average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
     if every := checkpoint.commits(storage):
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
-        emit("resume", step=every[-1].step, validations=every[-1].step // validate_every)
+        emit("resume", step=every[-1].step, validations=every[-1].step // course.validate_every)
 
     began = progress.step if until else None
     meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
     flops: float | None = None
-    loader = Loader(task, processor, rows, schedule, rank, progress.step, total, spec.stall_timeout_s)
+    loader = Loader(task, processor, rows, schedule, rank, progress.step, course.total, spec.stall_timeout_s)
     with Watchdog(spec.stall_timeout_s) as watchdog, loader, metered(device) if spec.energy else nullcontext() as energy:
-        while progress.step < end and not progress.stopped:
+        while progress.step < course.end and not progress.stopped:
             now = spec.at(progress.step)
-            lr = learning_rate(now, progress.step, total) * progress.rate
-            for group in engine.optimizer.param_groups:
-                group["lr"], group["weight_decay"] = lr * group["rate"], now.weight_decay if group["matrices"] else 0.0
+            lr = _set_rates(engine, now, progress, course.total)
             asked = time.perf_counter()
             step = loader.next()
             waited_s = time.perf_counter() - asked
@@ -126,19 +167,14 @@ def train(
                 average.update(progress.step)
             watchdog.alive()
 
-            last = progress.step == total
-            validates = bool(len(splits["validation"])) and (last or progress.step % validate_every == 0)
-            saves = progress.step == end or progress.step % save_every == 0
-            if validates or saves or progress.step % spec.log_every_steps == 0:
+            validates, saves = course.validates(progress.step), course.saves(progress.step)
+            if course.logs(progress.step):
                 scores = meter.reduce()
                 _check_finite(scores["loss"], progress.step, lr)
-                progress.tokens += scores.pop("tokens")
-                progress.seconds += scores["seconds"]
-                epoch = progress.step / schedule.steps_per_epoch
-                if flops and peak_flops:
-                    scores["mfu"] = round(flops * scores["tokens_per_s"] / workers / peak_flops, 4)
-                emit("train", step=progress.step, steps=total, epoch=round(epoch, 4), lr=lr, grad_norm=_grad_norm(engine), **scores)
-                progress.train_loss = scores["loss"]
+                progress.count(scores)
+                epoch = round(progress.step / schedule.steps_per_epoch, 4)
+                mfu = {"mfu": round(flops * scores["tokens_per_s"] / workers / peak_flops, 4)} if flops and peak_flops else {}
+                emit("train", step=progress.step, steps=course.total, epoch=epoch, lr=lr, grad_norm=_grad_norm(engine), **scores, **mfu)
             if validates:
                 with average.applied() if average else nullcontext():
                     validation = validate(engine, task, processor, splits["validation"], schedule, device, watchdog)
@@ -153,29 +189,28 @@ def train(
             meter.restart_clock()
 
     every = checkpoint.commits(storage)
-    if progress.step < total and not progress.stopped:
+    if progress.step < course.total and not progress.stopped:
         return {"paused": True, "steps": progress.step, "validation": every[-1].validation}
     chosen = (checkpoint.best(every, best_by) if spec.early_stopping else None) or every[-1]
     if chosen.step != progress.step:
         checkpoint.load(engine, storage, chosen, average)
     if average:
         average.settle()
-    summary = {
-        "steps": progress.step,
-        "train_loss": progress.train_loss,
-        "epochs": progress.step / schedule.steps_per_epoch,
-        "published_step": chosen.step,
-        "validation": chosen.validation,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "tokens_per_s": progress.tokens / max(progress.seconds, 1e-9),
-        "workers": workers,
-        "profile": progress.profile,
-        **({"energy_kwh": progress.energy_kwh} if spec.energy else {}),
-    }
+    summary = progress.summary() | {"epochs": progress.step / schedule.steps_per_epoch, "workers": workers}
+    summary |= {"published_step": chosen.step, "validation": chosen.validation}
+    if spec.energy:
+        summary["energy_kwh"] = progress.energy_kwh
     if flops and peak_flops:
         summary["mfu"] = flops * summary["tokens_per_s"] / workers / peak_flops
     return summary
+
+
+def _set_rates(engine: Any, spec: TrainSpec, progress: Progress, total: int) -> float:
+    """Learning rate and weight decay of the step to come; the learning rate."""
+    lr = learning_rate(spec, progress.step, total) * progress.rate
+    for group in engine.optimizer.param_groups:
+        group["lr"], group["weight_decay"] = lr * group["rate"], spec.weight_decay if group["matrices"] else 0.0
+    return lr
 
 
 def _seed(seed: int, device: torch.device) -> None:

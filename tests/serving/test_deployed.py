@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.serving.test_serve import PORT, wait
 pytestmark = pytest.mark.integration
 
 CONFIG = """
-http_options: {{host: 127.0.0.1, port: {port}, proxy: haproxy}}
+http_options: {{host: 127.0.0.1, port: {port}, proxy: {proxy}}}
 applications:
   - import_path: raybm.serving.app:build
     args:
@@ -32,11 +33,10 @@ applications:
 URL = f"http://127.0.0.1:{PORT}"
 
 
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, Path]]:
+@contextmanager
+def deploying(folder: Path, proxy: str) -> Iterator[tuple[psutil.Process, Path]]:
     """The process, and what it says."""
-    folder = tmp_path_factory.mktemp("deployed")
-    (folder / "serve.yaml").write_text(CONFIG.format(port=PORT, storage=folder))
+    (folder / "serve.yaml").write_text(CONFIG.format(port=PORT, proxy=proxy, storage=folder))
     said = folder / "said.txt"
     with said.open("wb") as file:
         command = [sys.executable, "-m", "raybm.cli", "deploy", "serve.yaml"]
@@ -48,6 +48,12 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Process, Path]]:
+    with deploying(tmp_path_factory.mktemp("deployed"), "auto") as endpoint:
+        yield endpoint
 
 
 def test_haproxy_and_the_parts_of_the_start_are_told(deployed: tuple[psutil.Process, Path]) -> None:
@@ -81,9 +87,17 @@ def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Proces
 
 
 def test_haproxy_ends_with_the_rest(deployed: tuple[psutil.Process, Path]) -> None:
-    """The last of this file: it ends the deployment."""
+    """The last with HAProxy: it ends the deployment."""
     haproxies = [process for process in deployed[0].children(recursive=True) if process.name() == "haproxy"]
     deployed[0].send_signal(signal.SIGINT)
     deployed[0].wait(60)
     _, alive = psutil.wait_procs(haproxies, timeout=10)
     assert haproxies and not alive
+
+
+def test_serve_s_own_proxy(tmp_path: Path) -> None:
+    with deploying(tmp_path, "python") as (process, said):
+        assert "Ingress: python, since http_options.proxy says so" in said.read_text()
+        assert not any(child.name() == "haproxy" for child in process.children(recursive=True))
+        body = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 2}
+        assert httpx.post(f"{URL}/v1/completions", json=body, timeout=30).json()["usage"]["completion_tokens"] == 2
