@@ -22,20 +22,24 @@ from raybm.spec.serve import HttpOptions
 # Serve's proxies are declared dead after 5 s and 10 s otherwise, when they are only busy.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 DRAIN_S = 10  # one machine: HAProxy hears within seconds that a gateway leaves; Serve's 30 s are for load balancers of others
+RETRIES = 20  # by the third refused connection HAProxy holds a gateway for dead; with its own 3 it gave up before it asked the next
 LONGEST_S = 3600  # an answer that goes on while HAProxy is replaced, as with each new gateway; Serve would end it after 120 s
 WRAPPER = """\
 #!{python} -IS
-# HAProxy with two lines of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; and requests
-# are not spliced, since it would not notice then that a client leaves (HAProxy 2.8). It ends with its parent.
+# HAProxy with three things of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; requests
+# are not spliced, since it would not notice then that a client leaves (HAProxy 2.8); what makes files and batches is not sent again where
+# a gateway goes without an answer, as all else is. It ends with its parent.
 import ctypes, os, re, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 path = sys.argv[sys.argv.index("-f") + 1]
 with open(path) as file:
     text = re.sub(r"(?m)^\\s*option splice-request$", "", file.read())
+text = re.sub(r"(?m)^frontend http_frontend$", "frontend http_frontend\\n    {once}", text)
 with open(path, "w") as file:
     file.write(re.sub(r"(?m)^(\\s*bind )\\*?:({ports})$", r"\\g<1>127.0.0.1:\\2", text))
 os.execv({binary!r}, [{binary!r}, *sys.argv[1:]])
 """
+ONCE = "http-request disable-l7-retry if !METH_GET { path_sub /v1/files /v1/batches }"
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,15 @@ def _why_not(http: HttpOptions, embedded: bool) -> str | None:
 def _variables(folder: Path, binary: str) -> dict[str, str]:
     metrics, stats, fallback = _free_ports(3)
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(python=sys.executable, ports=f"{metrics}|{stats}", binary=binary))
+    wrapper.write_text(WRAPPER.format(python=sys.executable, ports=f"{metrics}|{stats}", binary=binary, once=ONCE))
     wrapper.chmod(0o700)
     return PATIENCE | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # the access log line by line
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(LONGEST_S),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

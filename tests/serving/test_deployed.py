@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,18 @@ def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Proces
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2000}, timeout=1)
     assert httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2}, timeout=30).status_code == 200
+
+
+def test_an_answer_outlives_its_gateway(deployed: tuple[psutil.Process, Path]) -> None:
+    """HAProxy sends the request again, to Serve's own proxy as long as there is no gateway."""
+    ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 60}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, f"{URL}/v1/completions", json=ask, timeout=120)
+        time.sleep(1)
+        assert not answer.done()
+        (gateway,) = [child for child in deployed[0].children(recursive=True) if "ServeReplica:raybm:gateway" in child.cmdline()[0]]
+        gateway.kill()
+        assert answer.result().status_code == 200, answer.result().text
 
 
 def test_haproxy_ends_with_the_rest(deployed: tuple[psutil.Process, Path]) -> None:

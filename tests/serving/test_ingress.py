@@ -52,4 +52,5 @@ def test_what_is_changed_of_serves_configuration(monkeypatch: pytest.MonkeyPatch
         subprocess.run([entrance.variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)], check=True, env={**os.environ})
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == [f"bind 127.0.0.1:{metrics}", "bind *:8000", f"bind 127.0.0.1:{stats}"]
+    assert f"frontend http_frontend\n    {ingress.ONCE}\n" in config.read_text()
     assert "splice-response" in config.read_text() and "splice-request" not in config.read_text()
