@@ -25,7 +25,7 @@ PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEAL
 DRAIN_S = 10  # one machine: HAProxy hears within seconds that a gateway leaves; Serve's 30 s are for load balancers of others
 RETRIES = 10  # HAProxy holds a gateway for dead after the third refused connection; with 3, and once with 6, it gave up before that
 LONGEST_S = 3600  # an answer that goes on while HAProxy is replaced, as with each new gateway; Serve would end it after 120 s
-PORTS = range(20_000, 30_000)  # Ray's workers are told others below, Serve's replicas begin at 30000, Linux hands out those from 32768
+PORTS = range(20_000, 30_000)  # Serve's replicas begin at 30000, and Linux hands out those from 32768
 WRAPPER = """\
 #!{python} -IS
 # HAProxy with three things of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; requests
