@@ -42,8 +42,10 @@ class Peer:
 
 
 LOOPS = {"ddp_loop": Peer("ddp.py", "raybm"), "deepspeed_loop": Peer("deepspeed_loop.py", "raybm_zero2")}
-SAME_MEMORY = {  # what is left of the difference when the peer asks for huge pages too, as raybm does on CPUs
-    "deepspeed_loop_huge_pages": dataclasses.replace(LOOPS["deepspeed_loop"], environment={"THP_MEM_ALLOC_ENABLE": "1"})
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # raybm asks for them on CPUs
+APART = {  # where a difference comes from: with the same memory, and raybm's loop without Ray
+    "deepspeed_loop_huge_pages": dataclasses.replace(LOOPS["deepspeed_loop"], environment=HUGE_PAGES),
+    "raybm_loop": Peer("raybm_loop.py", "raybm_zero2", HUGE_PAGES),
 }
 TRAINER = {"hf_trainer": Peer("trainer.py", "raybm")}
 CASES = {"encoder": ("sentiment_minilm", 40), "llama": ("pretrain_tiny", 200)}
@@ -82,9 +84,9 @@ def measure(path: Path, place: Path, rounds: int, steps: int, peers: Mapping[str
 def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any]:
     """What a bare loop needs to know: raybm's model, rows and order as plain files and numbers."""
     job = load(JobSpec, path, [f"{name}={'null' if value is None else value}" for name, value in settings.items()])
-    prepared, workers, train = common.artifact(done, "prepare"), job.resources.workers, job.train
+    prepared, trained, workers, train = common.artifact(done, "prepare"), common.artifact(done, "train"), job.resources.workers, job.train
     model = done.parent.parent / "model"
-    shutil.copytree(common.artifact(done, "train") / "model", model)
+    shutil.copytree(trained / "model", model)
     encoded = pq.read_table(prepared / "encoded" / "train", columns=["input_ids"])["input_ids"].to_pylist()
     lengths = np.array([len(row) for row in encoded])
     schedule = Schedule(lengths, train.global_batch, workers, job.seed, train.micro_batch)
@@ -97,6 +99,10 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
         "class": config["architectures"][0],
         "model": str(model),
         "rows": str(prepared / "encoded" / "train"),
+        "place": str(model.parent),
+        "prepared": str(prepared),
+        "dataset": json.loads((prepared / "record.json").read_text())["metrics"],
+        "view": json.loads((trained / "record.json").read_text())["view"],
         "order": order,
         "steps": len(order),
         "tokens": [int(sum(lengths[row] for mine in step for row in mine)) for step in order],

@@ -5,8 +5,8 @@ each, started by torchrun: DistributedDataParallel, beside raybm's ZeRO stage 0,
 it, beside stage 2. All are timed by windows of 10 steps without the first window, without validation and checkpoints. A round
 runs all, in turning order; a contender's time is the sum over the windows of the median over the rounds, so that what else the
 machine did in one window does not count; `best_vs_…` under `cases` takes each window's shortest time instead of its median, for a
-machine that others use. raybm asks for huge pages on CPUs, which torchrun does not; `…_huge_pages` under `cases` is the DeepSpeed loop
-with them.
+machine that others use. Two more stand under `cases` and say where a difference comes from: `…_huge_pages` is the DeepSpeed loop with
+what raybm asks of the allocator, `vs_raybm_loop` the share that Ray takes, raybm's own loop under torchrun being the peer.
 
 Prints {"vs_ddp_loop", "vs_deepspeed_loop"}: the worse of the cases, an encoder (MiniLM on film reviews) and a small Llama from
 scratch; 1 is no cost, more is faster than the peer.
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import common
-from race import CASES, LOOPS, SAME_MEMORY, WINDOW, measure
+from race import APART, CASES, LOOPS, WINDOW, measure
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     before = common.load()
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         cases = {
-            name: measure(common.JOBS / f"{job}.yaml", Path(folder) / name, given.rounds, given.steps or steps, LOOPS | SAME_MEMORY)
+            name: measure(common.JOBS / f"{job}.yaml", Path(folder) / name, given.rounds, given.steps or steps, LOOPS | APART)
             for name, (job, steps) in CASES.items()
             if name in names
         }

@@ -1,10 +1,12 @@
 """raybm's training against bare loops and against transformers' Trainer, on CPUs: two workers of one thread each.
 
 Equal batches: the same model, rows and order for all (an encoder and a small Llama, as in train_overhead.py), with Trainer under DDP
-beside the bare loops. Useful tokens: real tokens a second, padding apart, each side as its documentation advises: raybm with ZeRO stage 0,
-`length_buckets` and `micro_tokens` (SMS messages, MiniLM) or with packed rows (lines of Shakespeare, a small Llama), Trainer
-with padded batches drawn at random (its default) and grouped by length. A step holds the same rows on both sides, for the
-lines about as many real tokens. A round runs all in turning order; medians over the rounds.
+beside the bare loops; `vs_raybm_loop` under `cases` is the share that Ray takes. Useful tokens: real tokens a second, padding apart,
+each side as its documentation advises: raybm with ZeRO stage 0, `length_buckets` and `micro_tokens` (SMS messages, MiniLM) or with
+packed rows (lines of Shakespeare, a small Llama), Trainer with padded batches drawn at random (its default) and grouped by length. A
+step holds the same rows on both sides, for the lines about as many real tokens. `padding` under `cases`: of the tokens that a side
+computes, those that are none, which is all that dealing the rows better could win. A round runs all in turning order; medians over
+the rounds.
 
 Prints {"vs_ddp_loop", "vs_deepspeed_loop", "vs_hf_trainer", "useful_tokens_sms_vs_hf_trainer", "useful_tokens_sms_vs_hf_grouped",
 "useful_tokens_text_vs_hf_trainer", "useful_tokens_text_vs_hf_grouped"}: ratios of tokens/s, more than 1 is faster than the peer.
@@ -24,7 +26,7 @@ import common
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from race import CASES, LOOPS, SETTINGS, TRAINER, WINDOW, bare, measure
+from race import APART, CASES, LOOPS, SETTINGS, TRAINER, WINDOW, bare, measure
 
 from raybm.core.events import by_step, read_events
 
@@ -45,11 +47,12 @@ def main() -> None:
     for name, _ in CASES.values():
         common.require_data(common.JOBS / f"{name}.yaml")
     before, numbers, cases, peers = common.load(), dict[str, float](), dict[str, Any](), LOOPS | TRAINER
+    beside = {"raybm_loop": APART["raybm_loop"]}
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         place = Path(folder)
         if given.part != "useful":
             for name, (job, steps) in CASES.items():
-                cases[name] = measure(common.JOBS / f"{job}.yaml", place / name, given.rounds, given.steps or steps, peers)
+                cases[name] = measure(common.JOBS / f"{job}.yaml", place / name, given.rounds, given.steps or steps, peers | beside)
             numbers |= {f"vs_{peer}": min(cases[name][f"vs_{peer}"] for name in CASES) for peer in peers}
         if given.part != "equal":
             for name, spec in jobs.items():

@@ -113,7 +113,7 @@ def _alone(config: dict[str, Any], on_gpu: bool, context: Context) -> dict[str, 
     if not dist.is_initialized():
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}  # which DeepSpeed reads
         dist.init_process_group("nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    summary = _rank(config, torch.device("cuda", 0) if on_gpu else torch.device("cpu"), context.events.emit)
+    summary = train_rank(config, torch.device("cuda", 0) if on_gpu else torch.device("cpu"), context.events.emit)
     assert summary is not None
     return summary
 
@@ -206,7 +206,7 @@ def worker(config: dict[str, Any]) -> None:
             sink.push.remote(kind, fields)
 
     try:
-        summary = _rank(config, get_device(), emit)
+        summary = train_rank(config, get_device(), emit)
         if summary is not None and rank == 0:
             ray.get(sink.finish.remote(summary), timeout=60)
         dist.barrier()
@@ -214,7 +214,7 @@ def worker(config: dict[str, Any]) -> None:
         ray.get(sink.finish.remote(error), timeout=60)
 
 
-def _rank(config: dict[str, Any], device: torch.device, emit: Callable[..., None]) -> dict[str, Any] | None:
+def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[..., None]) -> dict[str, Any] | None:
     """Train and save; the summary, on rank 0 at least. Collective."""
     import torch
     from transformers import logging as transformers_logging
