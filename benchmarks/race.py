@@ -120,7 +120,7 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
     }
 
 
-def bare(script: str, case: Path, **variables: str) -> dict[str, list[float]]:
+def bare(script: str, case: Path, **variables: str) -> dict[str, Any]:
     """A peer under torchrun, in raybm's own Python environment, with the op that was compiled ahead but not raybm's other settings."""
     workers = json.loads(case.read_text())["workers"]
     given = (
@@ -128,7 +128,7 @@ def bare(script: str, case: Path, **variables: str) -> dict[str, list[float]]:
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={workers}"]
     out = common.run([*torchrun, common.ROOT / "benchmarks" / "peers" / script, case], **given)
-    answer: dict[str, list[float]] = json.loads(out.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     return answer
 
 

@@ -95,24 +95,27 @@ def useful(path: Path, place: Path, rounds: int, steps: int) -> dict[str, Any]:
     done = common.run_job(path, place / "raybm", settings)  # what Trainer starts from; not timed
     cases = {name: case(done, place, sampling, steps) for name, sampling in GROUPED.items()}
     speeds: dict[str, list[float]] = {name: [] for name in ("raybm", *GROUPED)}
+    padding: dict[str, float] = {}
     for number in range(rounds):
         order = list(speeds)
         for name in order[number % 3 :] + order[: number % 3]:
             if name == "raybm":
                 shutil.rmtree(place / "raybm" / "artifacts" / "train")
                 events = by_step(read_events(common.run_job(path, place / "raybm", settings) / "metrics.jsonl"), "train")[1:]
-                tokens, seconds = (
-                    sum(event["tokens_per_s"] * event["seconds"] for event in events),
-                    sum(event["seconds"] for event in events),
-                )
+                counts = [event["tokens_per_s"] * event["seconds"] for event in events]
+                tokens, seconds = sum(counts), sum(event["seconds"] for event in events)
+                computed = sum(count / (1 - event["padding"]) for count, event in zip(counts, events, strict=True))
+                padding[name] = 1 - tokens / computed
             else:
                 answer = bare("trainer.py", cases[name])
                 tokens, seconds = sum(answer["losses"][1:]) * WINDOW * 2, sum(answer["windows"][1:])
+                padding[name] = answer["padding"]
             speeds[name].append(tokens / seconds)
             common.say(f"{path.stem} round {number + 1} {name}: {speeds[name][-1]:.0f} real tokens/s")
     middle = {name: statistics.median(each) for name, each in speeds.items()}
     ratios = {f"vs_{name}": round(middle["raybm"] / middle[name], 4) for name in GROUPED}
-    return ratios | {"tokens_per_s": {name: common.spread(each) for name, each in speeds.items()}}
+    rounded = {name: round(share, 4) for name, share in padding.items()}
+    return ratios | {"tokens_per_s": {name: common.spread(each) for name, each in speeds.items()}, "padding": rounded}
 
 
 def case(done: Path, place: Path, sampling: str, steps: int) -> Path:

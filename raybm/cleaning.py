@@ -64,19 +64,27 @@ def removable(root: Storage, keep_days: float = 7.0, cache: Path = Path(ROOT)) -
 
 
 def remove(root: Storage, found: Iterable[Removable]) -> None:
-    """Delete them, but for artifacts that a run has come to need meanwhile. What marks a thing as finished goes first."""
+    """Delete them, but for artifacts and sweeps that a run has come to need meanwhile. What marks a thing as finished goes first."""
     for item in found:
         if item.key is None:
             _remove_local(Path(item.path))
             continue
-        kind, *rest = item.key.split("/")
-        if kind == "artifacts":
-            running = [run for run in states(root) if run.shown == "running"]
-            if held(root.at(item.key)) or rest[1] in _needed(root, running):
-                continue
+        if _taken_up(root, item.key):
+            continue
         for marker in (RECORD, "state.json"):
             root.delete(f"{item.key}/{marker}")
         root.delete(item.key)
+
+
+def _taken_up(root: Storage, key: str) -> bool:
+    """Whether a run that is running needs it now."""
+    kind, *rest = key.split("/")
+    if kind not in ("artifacts", "sweeps"):
+        return False
+    running = [run for run in states(root) if run.shown == "running"]
+    if kind == "sweeps":
+        return any(_sweep_of(root, run.run) == key for run in running)
+    return held(root.at(key)) or rest[1] in _needed(root, running)
 
 
 def _needed(root: Storage, runs: Iterable[RunState]) -> set[str]:

@@ -112,6 +112,18 @@ def test_old_sweeps_go_unless_a_kept_run_looks_at_them(root: Storage, tmp_path: 
     assert not cleaning.removable(root, 7, tmp_path)
 
 
+def test_a_sweep_that_a_run_takes_up_meanwhile_is_not_removed(root: Storage, tmp_path: Path) -> None:
+    for name in ("old", "taken"):
+        root.write(f"sweeps/{name}/00001-0.json", b"{}")
+    age(root)
+    found = cleaning.removable(root, 0, tmp_path)
+    assert {item.key for item in found} == {"sweeps/old", "sweeps/taken"}
+    run(root, "run-now", "running", time.time())
+    root.write("runs/run-now/sweep.json", b'{"storage": "sweeps/taken"}')
+    cleaning.remove(root, found)
+    assert root.folders("sweeps") == ["taken"]
+
+
 def test_versions_stay_and_publications_that_were_cut_off_go(root: Storage, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ def main() -> None:
     folder = [tempfile.mkdtemp(dir=CASE["place"]) if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(folder)
     storage = open_storage(folder[0])
-    prepared, out = Artifact(open_storage(CASE["prepared"]), "prepare", "prepared"), Artifact(storage, "train", "train")
+    prepared = Artifact(open_storage(CASE["prepared"]), "prepare", Path(CASE["prepared"]).name)  # rows are cached by that name
+    out = Artifact(storage, "train", "train")
     config = {"view": CASE["view"], "dataset": CASE["dataset"], "prepared": prepared, "out": out}
     train_rank(config | {"storage": storage, "peak_flops": None, "until": None}, torch.device("cpu"), emit)
     if dist.get_rank() == 0:

@@ -76,6 +76,6 @@ class Clock:
             self.windows.append(time.perf_counter() - self.started)
             self.loss, self.started = torch.zeros(()), time.perf_counter()
 
-    def print(self) -> None:
+    def print(self, **more: float) -> None:
         if dist.get_rank() == 0:
-            print(json.dumps({"windows": self.windows, "losses": self.losses}), flush=True)
+            print(json.dumps({"windows": self.windows, "losses": self.losses, **more}), flush=True)

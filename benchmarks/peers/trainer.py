@@ -31,7 +31,8 @@ class Timed(transformers.TrainerCallback):
     """Seconds of every window of steps; in the loss's place, the tokens of a step of a rank."""
 
     def __init__(self) -> None:
-        self.clock, self.tokens = Clock(), list[int]()  # by step, padding apart, in the order in which batches are made
+        self.clock, self.tokens, self.computed = Clock(), list[int](), list[int]()
+        """The tokens by step, in the order in which batches are made: without padding, and with it."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.clock.started = time.perf_counter()
@@ -46,8 +47,10 @@ def main() -> None:
 
     def batch(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [example["row"] for example in examples]
+        made = collate(rows)
         timed.tokens.append(sum(len(ids[row]) for row in rows))
-        return collate(rows)
+        timed.computed.append(made["input_ids"].numel())
+        return made
 
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(
@@ -74,7 +77,7 @@ def main() -> None:
             replica, settings, data_collator=batch, train_dataset=InOrder(), callbacks=[timed], optimizers=(optimizer(replica), None)
         )
         trainer.train()
-    timed.clock.print()
+    timed.clock.print(padding=1 - sum(timed.tokens) / sum(timed.computed))
     dist.barrier()
     dist.destroy_process_group()
 

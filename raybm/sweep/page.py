@@ -14,7 +14,8 @@ from markupsafe import Markup
 from raybm.charts import Axis, Dot, Line, Series, line_chart, parallel, scatter
 from raybm.pages import number, template
 from raybm.spec.sweep import TIME
-from raybm.sweep.search import Point, Search
+from raybm.sweep.points import Point
+from raybm.sweep.search import Search
 
 FILE = "sweep.html"
 CURVES = 40
@@ -22,19 +23,19 @@ CURVES = 40
 
 
 def write(search: Search, folder: Path) -> Path:
-    ranked = search.ranked()
+    ranked = search.points.ranked()
     trials = [trial for point in search.points for trial in point.trials]
     best = None
     if ranked:
         first = ranked[0].trials[0]
-        best = {"number": first.point, "values": first.values, "score": ranked[0].mean(search.first), "finished": len(ranked)}
+        best = {"number": first.point, "values": first.values, "score": ranked[0].mean(search.points.first), "finished": len(ranked)}
     page = template("sweep.html.j2").render(
         name=search.job.name,
         run=search.run,
         sampler=search.spec.sampler.kind,
         scheduler=search.spec.scheduler.kind if search.spec.scheduler else None,
         objectives=search.spec.objectives,
-        first=search.first,
+        first=search.points.first,
         ends=dict(Counter(trial.end or "not over" for trial in trials)),
         best=best,
         parallel=None if search.population else _parallel(search, ranked),
@@ -52,7 +53,7 @@ def write(search: Search, folder: Path) -> Path:
 
 
 def _score(search: Search, point: Point) -> float:
-    value = point.mean(search.first)
+    value = point.mean(search.points.first)
     assert value is not None
     return value
 
@@ -60,10 +61,10 @@ def _score(search: Search, point: Point) -> float:
 def _progress(search: Search) -> Markup | None:
     """The best so far after each finished point."""
     over = [(number, _score(search, point)) for number, point in enumerate(search.points, 1) if point.end == "finished"]
-    pick = min if search.spec.objectives[search.first] == "min" else max
+    pick = min if search.spec.objectives[search.points.first] == "min" else max
     so_far = accumulate((value for _, value in over), pick)
     steps = [(float(place), value) for (place, _), value in zip(over, so_far, strict=True)]
-    return line_chart(f"Best {search.first} by points tried", [Series("best so far", steps, 1)], number)
+    return line_chart(f"Best {search.points.first} by points tried", [Series("best so far", steps, 1)], number)
 
 
 def _curves(search: Search, ranked: list[Point]) -> Markup | None:
@@ -73,10 +74,10 @@ def _curves(search: Search, ranked: list[Point]) -> Markup | None:
     series = []
     for place, point in reversed(list(enumerate(points))):
         for trial in point.trials:
-            curve = [each for ancestor in search.line(trial) for each in ancestor.curve]
-            found = [(each[TIME], each[search.first]) for each in curve if search.first in each]
+            curve = [each for ancestor in search.points.line(trial) for each in ancestor.curve]
+            found = [(each[TIME], each[search.points.first]) for each in curve if search.points.first in each]
             series.append(Series(f"point {trial.point}", found, 2 if place == 0 and ranked else 1))
-    return line_chart(f"{search.first} by validations", series, number, legend=False)
+    return line_chart(f"{search.points.first} by validations", series, number, legend=False)
 
 
 def _schedule(search: Search, ranked: list[Point], path: str) -> Markup | None:
@@ -86,7 +87,7 @@ def _schedule(search: Search, ranked: list[Point], path: str) -> Markup | None:
     for place, point in reversed(list(enumerate(ranked))):
         trial = point.trials[0]
         steps = []
-        for generation, ancestor in enumerate(search.line(trial)):
+        for generation, ancestor in enumerate(search.points.line(trial)):
             value = float(ancestor.values[path])
             steps += [(float(at * search.population.every), value) for at in (generation, generation + 1)]
         series.append(Series(f"point {trial.point}", steps, 2 if place == 0 else 1))
@@ -97,10 +98,10 @@ def _front(search: Search) -> Markup | None:
     if len(search.spec.objectives) < 2:
         return None
     across, up = list(search.spec.objectives)[:2]
-    front = search.front()
+    front = search.points.front()
     dots = [
         Dot(x, y, f"point {point.trials[0].point}", 2 if point in front else 1)
-        for point in search.ranked()
+        for point in search.points.ranked()
         if (x := point.mean(across)) is not None and (y := point.mean(up)) is not None
     ]
     return scatter("Objectives, the front in the second colour", dots, across, up)
@@ -120,7 +121,7 @@ def _slice(search: Search, ranked: list[Point], path: str) -> Markup | None:
         if (value := values[point.trials[0].point]) is not None
     ]
     names = listed if dimension.choice else ()
-    return scatter(path, dots, path, search.first, log=dimension.loguniform is not None, names=names)
+    return scatter(path, dots, path, search.points.first, log=dimension.loguniform is not None, names=names)
 
 
 def _parallel(search: Search, ranked: list[Point]) -> Markup | None:
@@ -138,7 +139,7 @@ def _parallel(search: Search, ranked: list[Point]) -> Markup | None:
             axes.append(Axis(path, bottom, top))
         shares.append(places)
     places, bottom, top = _scaled(scores, False)
-    axes.append(Axis(search.first, bottom, top))
+    axes.append(Axis(search.points.first, bottom, top))
     shares.append(places)
     lines = [
         Line(

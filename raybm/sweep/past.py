@@ -12,7 +12,7 @@ from raybm.core.registry import Registry
 from raybm.core.runs import SWEEP, read_state
 from raybm.core.storage import Storage
 from raybm.search.space import at
-from raybm.sweep.trial import Trial, ended, mean, stored
+from raybm.sweep.trial import Trial, cost, ended, mean, stored
 
 
 class Past:
@@ -33,7 +33,7 @@ class Past:
         except NotFound:
             raise UserError("has not begun with its trials.", where=run, remedy="Look at `raybm logs`.") from None
         self.points = stored(root.at(place))
-        self.costs = {number: self._cost(trials) for number, trials in self.points.items()}
+        self.costs = {number: cost(trials, self.objectives) for number, trials in self.points.items()}
         self.trials = [trial for number in sorted(self.points, key=lambda number: self.costs[number]) for trial in self.points[number]]
 
     def best(self) -> Trial:
@@ -49,14 +49,6 @@ class Past:
             raise UserError("published nothing.", where=self.run, remedy="The job needs a `publish` section, and its gate to hold.")
         metrics = json.loads(self.root.read(f"artifacts/publish/{key}/record.json"))["metrics"]
         return metrics["name"], metrics["version"]
-
-    def _cost(self, trials: list[Trial]) -> float:
-        """Of a point in the first objective, the mean over its seeds, the lower the better; endless where one is not finished."""
-        name, mode = next(iter(self.objectives.items()))
-        value = mean(trials, name) if ended(trials) == "finished" else None
-        if value is None:
-            return math.inf
-        return value if mode == "min" else -value
 
 
 def known(

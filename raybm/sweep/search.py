@@ -1,14 +1,12 @@
-"""The points of a sweep and what became of them; knows nothing of Ray Tune."""
+"""What a sweep tries next, and what became of it; knows nothing of Ray Tune."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -20,30 +18,17 @@ from raybm.core.runs import SWEEP, Run
 from raybm.models.spec import ModelInput
 from raybm.search import Member, Population
 from raybm.search.space import changed, probes
-from raybm.search.study import Asked, End, Study
+from raybm.search.study import Asked, Study
 from raybm.spec.job import JobSpec
-from raybm.spec.sweep import ENERGY, TIME
+from raybm.spec.sweep import TIME
 from raybm.spec.train import Phase
 from raybm.sweep.past import known
-from raybm.sweep.trial import Trial, ended, mean, stored
+from raybm.sweep.points import Point, Points, shown
+from raybm.sweep.trial import Trial, stored
 
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
 STEPS = "train.steps"
-
-
-@dataclass
-class Point:
-    asked: Asked
-    trials: list[Trial] = field(default_factory=list)
-    """One a seed."""
-
-    @property
-    def end(self) -> End | None:
-        return ended(self.trials)
-
-    def mean(self, metric: str) -> float | None:
-        return mean(self.trials, metric)
 
 
 def check(job: JobSpec) -> None:
@@ -87,10 +72,10 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
             if search.more:
                 tune(search)
         finally:  # also of what was interrupted
-            context.run_dir.joinpath("sweep.csv").write_text(search.table(), encoding="utf-8")
+            context.run_dir.joinpath("sweep.csv").write_text(search.points.table(search.spec.space), encoding="utf-8")
             context.progress(f"sweep: {write(search, context.run_dir)}")
     winner = search.winner()
-    for trial in search.line(search.ranked()[0].trials[0]):  # the report's curves, where this run trained it on this machine
+    for trial in search.points.line(search.points.ranked()[0].trials[0]):  # the report's curves, where this run trained it on this machine
         context.events.take(context.run_dir / "trials" / trial.name / FILE, ("train", "validate", "profile"))
     return winner
 
@@ -107,7 +92,7 @@ class Search:
         self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
         self.population = self.spec.scheduler if isinstance(self.spec.scheduler, Population) else None
         self.wanted = self.spec.budget.trials or (None if sampler is None or self.population else POINTS)
-        self.points: list[Point] = []
+        self.points = Points(self.spec.objectives)
         self.waiting: list[tuple[Point, int]] = []
         self.exhausted = False
         place = f"sweeps/{self._key()}"
@@ -128,14 +113,7 @@ class Search:
     def spent(self) -> bool:
         """Whether the budget's energy is used up."""
         limit = self.spec.budget.energy_kwh
-        return limit is not None and self.energy_kwh >= limit
-
-    @property
-    def energy_kwh(self) -> float:
-        """Of all trials; what a member of a population began with is its parent's."""
-        trials = [trial for point in self.points for trial in point.trials]
-        before = [_energy(self.points[trial.parent - 1].trials[0]) if trial.parent else 0.0 for trial in trials]
-        return sum(max(0.0, _energy(trial) - known) for trial, known in zip(trials, before, strict=True))
+        return limit is not None and self.points.energy_kwh() >= limit
 
     def next(self) -> tuple[Point, Trial] | None:
         """What to try next; None where nothing is left, or (then there may be `more`) what runs has to end first."""
@@ -174,9 +152,9 @@ class Search:
             return False
         members: list[Member] = []
         for point in over:
-            trial, score = point.trials[0], point.mean(self.first) if point.end != "failed" else None
+            trial, score = point.trials[0], point.mean(self.points.first) if point.end != "failed" else None
             parent = members[trial.parent - 1] if trial.parent else None
-            members.append(Member(trial.point, trial.values, None if score is None else self.sign * score, parent))
+            members.append(Member(trial.point, trial.values, None if score is None else self.points.sign * score, parent))
         generations = [members[first : first + size] for first in range(0, len(members), size)]
         followers = population.following(self.spec.space, generations, Random(f"{self.base.seed} {len(generations)}"))
         number, values = followers[born]
@@ -190,13 +168,6 @@ class Search:
         self._add(asked, {}, Trial(point=0, parent=number, start=before.start, phases=phases))
         return True
 
-    def line(self, trial: Trial) -> list[Trial]:
-        """A trial, and before it what it went on from."""
-        found = [trial]
-        while (parent := found[0].parent) is not None:
-            found.insert(0, self.points[parent - 1].trials[0])
-        return found
-
     def until(self, trial: Trial) -> int | None:
         """Validations after which a trial pauses."""
         return None if self.population is None else self.population.every * ((trial.point - 1) // self.population.size + 1)
@@ -209,7 +180,7 @@ class Search:
         made = trial.model_copy(update={"curve": (*trial.curve, metrics), "metrics": metrics})
         point.trials[trial.repeat] = made
         self._tell(made)
-        if len(self.spec.objectives) == 1 and self.spec.repeats == 1 and (value := metrics.get(self.first)) is not None:
+        if len(self.spec.objectives) == 1 and self.spec.repeats == 1 and (value := metrics.get(self.points.first)) is not None:
             self.study.report(point.asked, value, int(metrics[TIME]))
         return made
 
@@ -233,36 +204,9 @@ class Search:
             self._settle(point)
         self.context.progress(self._line(trial))
 
-    @property
-    def first(self) -> str:
-        """The objective that the best point is best in."""
-        return next(iter(self.spec.objectives))
-
-    @property
-    def sign(self) -> int:
-        """1 where less of the first objective is better, else -1."""
-        return 1 if self.spec.objectives[self.first] == "min" else -1
-
-    def ranked(self) -> list[Point]:
-        """The finished points, the best one first."""
-        return sorted(
-            (point for point in self.points if point.end == "finished"), key=lambda point: self.sign * (point.mean(self.first) or 0.0)
-        )
-
-    def front(self) -> list[Point]:
-        """The finished points that no other one beats in an objective without being beaten in another (the Pareto front)."""
-        signs = [1 if mode == "min" else -1 for mode in self.spec.objectives.values()]
-        finished = self.ranked()
-        costs = [[sign * (point.mean(name) or 0.0) for sign, name in zip(signs, self.spec.objectives, strict=True)] for point in finished]
-
-        def beaten(own: list[float]) -> bool:
-            return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in costs)
-
-        return [point for point, own in zip(finished, costs, strict=True) if not beaten(own)]
-
     def winner(self) -> JobSpec:
         """The whole job with the values of the best point. Raises UserError where there is none."""
-        ranked = self.ranked()
+        ranked = self.points.ranked()
         if not ranked:
             reasons = sorted({trial.error for point in self.points for trial in point.trials if trial.error})
             what = " ".join([f"no trial of {len(self.points)} points was finished.", *reasons[:3]])
@@ -270,24 +214,9 @@ class Search:
         best = ranked[0].trials[0]
         self.context.progress(f"sweep: the best of {len(self.points)} points is {best.point}: {self._values(best)}")
         if len(self.spec.objectives) > 1:
-            on_front = ", ".join(str(point.trials[0].point) for point in self.front())
+            on_front = ", ".join(str(point.trials[0].point) for point in self.points.front())
             self.context.progress(f"sweep: beaten by none in everything (`front` in sweep.csv): points {on_front}")
         return JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.changes))
-
-    def table(self) -> str:
-        """sweep.csv: a row a trial; `front` says whether its point is on the Pareto front."""
-        front = {point.trials[0].point for point in self.front()}
-        trials = [trial for point in self.points for trial in point.trials]
-        metrics = sorted({name for trial in trials for name in trial.metrics})
-        text = io.StringIO()
-        rows = csv.writer(text)
-        rows.writerow(["point", "repeat", "parent", "end", "front", *self.spec.space, *metrics, "seconds", "error"])
-        for trial in trials:
-            values = [json.dumps(trial.values[path]) if path in trial.values else "" for path in self.spec.space]
-            scores = [trial.metrics.get(name, "") for name in metrics]
-            place = [trial.point, trial.repeat, trial.parent or "", trial.end or "", int(trial.point in front)]
-            rows.writerow([*place, *values, *scores, trial.seconds, trial.error])
-        return text.getvalue()
 
     def _key(self) -> str:
         """Of everything that decides what is tried and what comes of it, the data and raybm's own code among them; not of how much."""
@@ -355,18 +284,11 @@ class Search:
         """What became of a trial, beside the best."""
         of = f" of {self.wanted}" if self.wanted else ""
         seed = f", seed {trial.repeat + 1} of {self.spec.repeats}" if self.spec.repeats > 1 else ""
-        told = trial.error if trial.end == "failed" else ", ".join(_shown(name, trial.metrics.get(name)) for name in self.spec.objectives)
-        ranked = self.ranked()
-        best = f" (best: {_shown(self.first, ranked[0].mean(self.first))}, point {ranked[0].trials[0].point})" if ranked else ""
+        told = trial.error if trial.end == "failed" else ", ".join(shown(name, trial.metrics.get(name)) for name in self.spec.objectives)
+        ranked = self.points.ranked()
+        first = self.points.first
+        best = f" (best: {shown(first, ranked[0].mean(first))}, point {ranked[0].trials[0].point})" if ranked else ""
         return f"  point {trial.point}{of}{seed} {trial.end}: {self._values(trial)}: {told}{best}"
 
     def _values(self, trial: Trial) -> str:
         return ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}" for path, value in trial.values.items())
-
-
-def _energy(trial: Trial) -> float:
-    return trial.metrics.get(ENERGY, trial.metrics.get("validation.energy_kwh", 0.0))
-
-
-def _shown(name: str, value: float | None) -> str:
-    return f"{name} {'unknown' if value is None else f'{value:.4g}'}"

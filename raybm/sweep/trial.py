@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybm.core.spec import Spec
@@ -74,3 +75,12 @@ def mean(trials: Sequence[Trial], metric: str) -> float | None:
     values = [trial.metrics.get(metric) for trial in trials]
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def cost(trials: Sequence[Trial], objectives: Mapping[str, str]) -> float:
+    """Of a point in the first objective, the mean over its seeds, the lower the better; endless where one is not finished."""
+    name, mode = next(iter(objectives.items()))
+    value = mean(trials, name) if ended(trials) == "finished" else None
+    if value is None:
+        return math.inf
+    return value if mode == "min" else -value

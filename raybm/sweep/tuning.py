@@ -23,7 +23,8 @@ from raybm.core.runs import HEARTBEAT_S
 from raybm.search import Population
 from raybm.spec.job import Resources
 from raybm.spec.sweep import TIME
-from raybm.sweep.search import Point, Search
+from raybm.sweep.points import Point
+from raybm.sweep.search import Search
 from raybm.sweep.trial import Trial
 from raybm.sweep.work import ERROR, FINISHED, OVER, beating, run_trial
 
@@ -47,7 +48,7 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
     alone = resources.workers == 1
     scheduler = None
     if spec.scheduler is not None and not isinstance(spec.scheduler, Population):
-        scheduler = spec.scheduler.build(search.first, spec.objectives[search.first], TIME)
+        scheduler = spec.scheduler.build(search.points.first, spec.objectives[search.points.first], TIME)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     beats = ray.remote(num_cpus=0, scheduling_strategy=here)(Beats).remote(search.base.train.stall_timeout_s)
     asking = Asking(search, beats)
@@ -79,7 +80,7 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
         ray.kill(beats)  # Tune keeps its handle for good
         shutil.rmtree(folder, ignore_errors=True)
     if search.spent:
-        search.context.progress(f"sweep: the budget's energy is used up ({search.energy_kwh:.3g} kWh)")
+        search.context.progress(f"sweep: the budget's energy is used up ({search.points.energy_kwh():.3g} kWh)")
     asking.close(in_time=time.monotonic() < ends and not search.spent)
 
 
@@ -102,7 +103,7 @@ class Asking(Searcher):
     """Tune's face of a search."""
 
     def __init__(self, search: Search, beats: Any) -> None:
-        super().__init__(metric=search.first, mode=search.spec.objectives[search.first])
+        super().__init__(metric=search.points.first, mode=search.spec.objectives[search.points.first])
         self.search = search
         self.running: dict[str, tuple[Point, Trial]] = {}
         self.watch = Watch(self, beats)

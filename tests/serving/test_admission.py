@@ -14,7 +14,7 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
 from raybm.spec.serve import GatewaySpec, ServedModel
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
-from tests.serving.test_gateway import ask, chat, make_app, nothing_missing, refusal
+from tests.serving.gateway import ask, chat, make_app, nothing_missing, refusal
 
 
 class Clock:

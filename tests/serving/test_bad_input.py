@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel, PictureClassifier
-from tests.serving.test_gateway import ask, chat, make_app, refusal
+from tests.serving.gateway import ask, chat, make_app, refusal
 
 MODELS = {"chat": LocalModel(EchoEngine()), "size": LocalModel(LengthClassifier()), "pictures": LocalModel(PictureClassifier())}
 APP = make_app(models=MODELS)

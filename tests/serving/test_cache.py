@@ -13,7 +13,7 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
 from raybm.spec.serve import AnswerCache, GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
-from tests.serving.test_gateway import ask, chat, chunks, nothing_missing
+from tests.serving.gateway import ask, chat, chunks, nothing_missing
 
 ACME, OTHER = new_api_key(), new_api_key()
 KEYS = [{"tenant": "acme", "sha256": ACME[1]}, {"tenant": "other", "sha256": OTHER[1]}]

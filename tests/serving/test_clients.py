@@ -19,7 +19,7 @@ import uvicorn
 from pydantic import BaseModel
 
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel, PictureClassifier
-from tests.serving.test_gateway import DIGEST, KEY, make_app
+from tests.serving.gateway import DIGEST, KEY, make_app
 
 pytestmark = pytest.mark.integration
 

@@ -16,7 +16,7 @@ from raybm.core.errors import Overloaded, UserError
 from raybm.engines.protocol import Answer, Delta, GenerateRequest
 from raybm.serving.failover import PAUSES_S, Failover
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
-from tests.serving.test_gateway import ask, chat, chunks, make_app, refusal
+from tests.serving.gateway import ask, chat, chunks, make_app, refusal
 
 WORDS = "one two three four five"
 NO_PAUSES = [0.0] * len(PAUSES_S)

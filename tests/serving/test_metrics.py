@@ -23,7 +23,7 @@ from raybm.serving.tracing import ENDPOINT, Traced, begin, tracer
 from raybm.serving.watch import Origin, Watch
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
-from tests.serving.test_gateway import ask, chat, make_app, nothing_missing
+from tests.serving.gateway import ask, chat, make_app, nothing_missing
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "the words of the client"

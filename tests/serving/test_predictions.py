@@ -15,7 +15,7 @@ from raybm.serving.wire.answers import PredictAnswer
 from tests.engines import tiny
 from tests.fakes import LengthClassifier, LocalModel
 from tests.pictures import url
-from tests.serving.test_gateway import ask, make_app, refusal
+from tests.serving.gateway import ask, make_app, refusal
 
 QUESTION = {"question": "who jumps", "context": "the quick brown fox jumps"}
 

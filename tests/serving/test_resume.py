@@ -14,7 +14,7 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
 from raybm.spec.serve import GatewaySpec
 from tests.fakes import EchoEngine, LocalModel
-from tests.serving.test_gateway import ask, chat, make_app, nothing_missing, refusal
+from tests.serving.gateway import ask, chat, make_app, nothing_missing, refusal
 
 
 class Dice(EchoEngine):

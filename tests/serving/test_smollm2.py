@@ -15,7 +15,7 @@ from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.references import resolve
 from tests.fakes import LocalModel
-from tests.serving.test_gateway import make_app
+from tests.serving.gateway import make_app
 
 pytestmark = pytest.mark.integration
 

@@ -109,7 +109,7 @@ def test_the_best_goes_on(tmp_path: Path) -> None:
     assert found.next() is None and not found.more
     winner = found.winner()
     assert (winner.train.lr, winner.train.global_batch, winner.sweep) == (0.1, 16, None)
-    rows = list(csv.DictReader(io.StringIO(found.table())))
+    rows = list(csv.DictReader(io.StringIO(found.points.table(found.spec.space))))
     assert (
         [row["end"] for row in rows] == ["finished"] * 3 + ["failed"]
         and rows[1]["validation.loss"] == "1.0"
@@ -150,8 +150,8 @@ def test_the_front_of_several_objectives(tmp_path: Path) -> None:
     found = search(tmp_path, GRID | {"objectives": {"validation.loss": "min", "validation.accuracy": "max"}})
     for loss, accuracy in ((1.0, 0.5), (2.0, 0.9), (2.0, 0.4), (1.0, 0.5)):
         end(found, loss=loss, accuracy=accuracy)
-    assert [point.trials[0].point for point in found.front()] == [1, 4, 2]
-    assert [row["front"] for row in csv.DictReader(io.StringIO(found.table()))] == ["1", "1", "0", "1"]
+    assert [point.trials[0].point for point in found.points.front()] == [1, 4, 2]
+    assert [row["front"] for row in csv.DictReader(io.StringIO(found.points.table(found.spec.space)))] == ["1", "1", "0", "1"]
 
 
 def test_nothing_finished(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_mean_of_the_seeds_counts(tmp_path: Path) -> None:
     for loss in (1.0, 5.0, 2.0, 2.0):
         trial = end(found, loss=loss)
         seeds.append(found.trial_job(trial).seed)
-    assert seeds == [17, 18, 17, 18] and [point.mean("validation.loss") for point in found.ranked()] == [2.0, 3.0]
+    assert seeds == [17, 18, 17, 18] and [point.mean("validation.loss") for point in found.points.ranked()] == [2.0, 3.0]
     assert found.winner().train.global_batch == 16 and found.winner().seed == 17
 
 
@@ -233,7 +233,7 @@ def test_a_population(tmp_path: Path) -> None:
     winner = again.winner()
     assert winner.train.lr == first[1].values["train.lr"] and winner.train.phases == third[2].phases
     assert winner.train.at(9).lr == winner.train.lr and winner.train.at(20).lr == third[2].values["train.lr"]
-    table = list(csv.DictReader(io.StringIO(again.table())))
+    table = list(csv.DictReader(io.StringIO(again.points.table(again.spec.space))))
     assert [row["parent"] for row in table] == ["", "", "", "2", "2", "3", "4", "5", "4"]
     page = write(again, tmp_path).read_text(encoding="utf-8")
     assert "The members" in page
