@@ -126,7 +126,7 @@ def test_the_budgets_energy(tmp_path: Path) -> None:
     assert following is not None
     point, trial = following
     trial = found.reported(point, trial, {"validations": 1, "validation.loss": 1.0, "validation.energy_kwh": 0.2})
-    assert found.energy_kwh == pytest.approx(0.4) and found.more and not found.spent
+    assert found.points.energy_kwh() == pytest.approx(0.4) and found.more and not found.spent
     found.reported(point, trial, {"validations": 2, "validation.loss": 0.9, "validation.energy_kwh": 0.3})
     assert found.spent and not found.more and found.next() is None
 
@@ -141,9 +141,9 @@ def test_a_population_uses_the_energy_of_what_it_began_with_once(tmp_path: Path)
         found.ended(following[0], following[1].model_copy(update={"end": "stopped", "metrics": metrics}))
     following = found.next()
     assert following is not None and following[1].parent == 1
-    assert found.energy_kwh == pytest.approx(0.4)  # it has not told of any yet
+    assert found.points.energy_kwh() == pytest.approx(0.4)  # it has not told of any yet
     found.reported(*following, {"validations": 2, "validation.loss": 0.9, "validation.energy_kwh": 0.3})
-    assert found.energy_kwh == pytest.approx(0.5)
+    assert found.points.energy_kwh() == pytest.approx(0.5)
 
 
 def test_the_front_of_several_objectives(tmp_path: Path) -> None:
