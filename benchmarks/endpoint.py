@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,15 +16,11 @@ import common
 import psutil
 import yaml
 
+from raybm.core.ports import free_ports
+
 READY_TIMEOUT_S = 300.0
 SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Peers with a model ask for huge pages, as raybm's replicas do on CPUs."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -38,7 +33,7 @@ def serving(applications: Mapping[str, Callable[[], Any]], cpus: float) -> Itera
     from raybm.serving import ingress
     from raybm.spec.serve import HttpOptions
 
-    port = free_port()
+    (port,) = free_ports(1)
     http = HttpOptions(host="127.0.0.1", port=port)
     with ingress.chosen(http, embedded=True) as entrance, connect(cpus=cpus, say=common.say, variables=entrance.variables):
         serve.start(http_options={"host": http.host, "port": port}, controller_options={"runtime_env": {"env_vars": ingress.PATIENCE}})
@@ -50,7 +45,7 @@ def serving(applications: Mapping[str, Callable[[], Any]], cpus: float) -> Itera
 @contextmanager
 def deployed(place: Path, models: Sequence[Mapping[str, Any]], **gateway: Any) -> Iterator[str]:
     """`raybm deploy` of these models; the URL, once it is ready."""
-    port = free_port()
+    (port,) = free_ports(1)
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
@@ -67,7 +62,7 @@ def deployed(place: Path, models: Sequence[Mapping[str, Any]], **gateway: Any) -
 @contextmanager
 def peer(script: str, *arguments: str, **variables: str) -> Iterator[str]:
     """A server of benchmarks/peers/, which takes its port as the first argument and answers GET /ready."""
-    port = free_port()
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with server([sys.executable, common.ROOT / "benchmarks/peers" / script, str(port), *arguments], f"{url}/ready", **variables):
         yield url

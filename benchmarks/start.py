@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import common
 import yaml
+
+from raybm.core.ports import free_ports
 
 ANSWER_TIMEOUT_S = 300.0
 FIT_JOBS = ("smoke", "sentiment_minilm")
@@ -94,9 +95,7 @@ def first_step(job: Path, storage: Path) -> float:
 
 
 def first_answer(place: Path) -> float:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     config = yaml.safe_load((common.ROOT / "serve_configs/local.yaml").read_text())
     config["http_options"]["port"] = port
     args = config["applications"][0]["args"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import httpx
 import yaml
+
+from raybm.core.ports import free_ports
 
 HERE = Path(__file__).parent
 RAYBM = [sys.executable, "-m", "raybm.cli"]
@@ -28,7 +29,7 @@ def main() -> int:
     trained = subprocess.run([*RAYBM, "run", "--dashboard", str(HERE / "sentiment_minilm.yaml")], check=False)
     if trained.returncode:
         return trained.returncode
-    port = _free_port()
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="raybm-demo-") as folder:
         config = _serve_config(Path(folder), port)
         print("== raybm deploy (sentiment@prod and SmolLM2 behind one gateway)", flush=True)
@@ -102,12 +103,6 @@ def _what_next() -> None:
         "  raybm init your_file.csv --out jobs/mine.yaml               a spec for your own data\n"
         "  make serve                               an endpoint that stays"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

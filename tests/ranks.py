@@ -5,18 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from raybm.core.ports import free_ports
+
 DEADLINE_S = 240.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(rank: int, world: int, port: int, calls: Any, answers: Any) -> None:
@@ -44,7 +39,7 @@ class Ranks:
         context = multiprocessing.get_context("spawn")
         self.answers = context.Queue()
         self.calls = [context.Queue() for _ in range(world)]
-        port = _free_port()
+        (port,) = free_ports(1)
         self.processes = [
             context.Process(target=_serve, args=(rank, world, port, self.calls[rank], self.answers), daemon=True) for rank in range(world)
         ]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from raybm.core.ports import free_ports
 
 KEYS = ("raybm-test", "raybm-test-secret")
 START_TIMEOUT_S = 60.0
@@ -44,7 +44,7 @@ def stop_weed(process: subprocess.Popen[bytes]) -> None:
 
 def _start(folder: Path, config: Path) -> tuple[str, subprocess.Popen[bytes]]:
     names = [f"{part}.port{grpc}" for part in ("master", "volume", "filer", "s3", "admin") for grpc in ("", ".grpc")]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     beside = Path(sys.executable).with_name("weed")
     weed = str(beside) if beside.exists() else shutil.which("weed") or "weed"
     command = [weed, "-logtostderr", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"]
@@ -62,14 +62,6 @@ def _start(folder: Path, config: Path) -> tuple[str, subprocess.Popen[bytes]]:
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, env=environment)
     return f"http://127.0.0.1:{ports['s3.port']}", process
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _answers(endpoint: str, process: subprocess.Popen[bytes]) -> bool:

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from raybm import ops
 from raybm.cluster.environment import environment, token_of, write_token
 from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
+from raybm.core.ports import free_ports
 
 log = logging.getLogger(__name__)
 
@@ -252,19 +253,16 @@ def _dashboard_port() -> Iterator[int]:
     with suppress(Timeout, PermissionError):  # another run has it, or another user's has left it
         lock.acquire(timeout=0)
     try:
-        yield _free_port(DASHBOARD_PORT if lock.is_locked else 0)
+        yield DASHBOARD_PORT if lock.is_locked and _is_free(DASHBOARD_PORT) else free_ports(1)[0]
     finally:
         lock.release()
 
 
-def _free_port(first: int) -> int:
-    """That one on loopback, or another where it is taken."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", first))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _dashboard_url(ray: Any) -> str | None:

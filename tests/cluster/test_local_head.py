@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from raybm import cluster
 from raybm.core.errors import NotFound, UserError
+from raybm.core.ports import free_ports
 from raybm.core.registry import Registry
 from raybm.core.storage import open_storage
 from tests.e2e import job
@@ -61,11 +61,6 @@ class Head:
             return None
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def local_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_enable_autoscaler_v2": "1"}  # as on KubeRay
     return subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=120)
@@ -89,8 +84,8 @@ def until(condition: Callable[[], object], timeout_s: float = 45.0) -> None:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    state, port = tmp_path_factory.mktemp("head"), free_port()
-    started = local_sh("start", "--port", str(free_port()), "--dashboard-port", str(port), "--state", str(state))
+    state, (port, gcs_port) = tmp_path_factory.mktemp("head"), free_ports(2)
+    started = local_sh("start", "--port", str(gcs_port), "--dashboard-port", str(port), "--state", str(state))
     try:
         assert started.returncode == 0, started.stderr
         with pytest.MonkeyPatch.context() as patch:

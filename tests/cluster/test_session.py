@@ -43,7 +43,8 @@ def test_addresses_that_are_none_are_refused_at_once(address: str, error: type[E
 
 def test_dashboards_that_start_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(session, "_free_port", lambda first: first)
+    monkeypatch.setattr(session, "_is_free", lambda port: True)
+    monkeypatch.setattr(session, "free_ports", lambda count: [0] * count)
     with session._dashboard_port() as first, session._dashboard_port() as second, session._dashboard_port() as third:
         assert (first, second, third) == (session.DASHBOARD_PORT, 0, 0)
     with session._dashboard_port() as again:
