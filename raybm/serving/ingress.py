@@ -7,41 +7,52 @@ every interface and take fixed ports: they get free ones, on loopback.
 
 from __future__ import annotations
 
-import random
+import json
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raybm.core.errors import UserError
+from raybm.core.ports import free_ports
+from raybm.serving.limits import BODY_S
 from raybm.spec.serve import HttpOptions
 
 # Serve's proxies are declared dead after 5 s and 10 s otherwise, when they are only busy.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 DRAIN_S = 10  # one machine: HAProxy hears within seconds that a gateway leaves; Serve's 30 s are for load balancers of others
 RETRIES = 10  # HAProxy holds a gateway for dead after the third refused connection; with 3, and once with 6, it gave up before that
+BUFFER_BYTES = 131_072  # headers of HEADER_BYTES come through, to be refused, and requests of so much can be sent again; Serve has 16,384
 LONGEST_S = 3600  # an answer that goes on while HAProxy is replaced, as with each new gateway; Serve would end it after 120 s
-PORTS = range(20_000, 30_000)  # Serve's replicas begin at 30000, and Linux hands out those from 32768
 WRAPPER = """\
 #!{python} -IS
-# HAProxy with three things of Serve's configuration changed: its pages of statistics are on loopback, not on every interface; requests
-# are not spliced, since it would not notice then that a client leaves (HAProxy 2.8); what makes files and batches is not sent again where
-# a gateway goes without an answer, as all else is. It ends with its parent.
+# HAProxy with Serve's configuration changed as raybm.serving.ingress says. It ends with its parent.
 import ctypes, os, re, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 path = sys.argv[sys.argv.index("-f") + 1]
 with open(path) as file:
-    text = re.sub(r"(?m)^\\s*option splice-request$", "", file.read())
-text = re.sub(r"(?m)^frontend http_frontend$", "frontend http_frontend\\n    {once}", text)
+    text = file.read()
+for pattern, lines in {changes!r}:
+    text = re.sub(pattern, lines, text, flags=re.M)
 with open(path, "w") as file:
-    file.write(re.sub(r"(?m)^(\\s*bind )\\*?:({ports})$", r"\\g<1>127.0.0.1:\\2", text))
+    file.write(text)
 os.execv({binary!r}, [{binary!r}, *sys.argv[1:]])
 """
-ONCE = "http-request disable-l7-retry if !METH_GET { path_sub /v1/files /v1/batches }"
+KEEPS = "{ path_sub /v1/files /v1/batches }"
+FRONTEND = (
+    f"http-request disable-l7-retry if !METH_GET {KEEPS}",  # all else is sent again where a gateway goes without an answer,
+    f"http-request wait-for-body time {BODY_S:.0f}s if METH_POST !{KEEPS}",  # which HAProxy can if it has the whole request
+)
+ERRORS = {  # what HAProxy says itself; Serve would have it say 500, in plain text
+    408: ("invalid_request_error", "body_too_slow", f"the request was not here within {BODY_S:.0f} s. Send it faster."),
+    500: ("server_error", "internal_error", "something broke on the server; its log says what."),
+    502: ("server_error", "gateway_lost", "the gateway that worked on this went away. Try again."),
+    503: ("server_error", "gateway_unavailable", "no gateway runs now. Try again."),
+    504: ("server_error", "deadline_exceeded", "the answer did not come in time."),
+}
 
 
 @dataclass(frozen=True)
@@ -87,15 +98,17 @@ def _why_not(http: HttpOptions, embedded: bool) -> str | None:
 
 
 def _variables(folder: Path, binary: str) -> dict[str, str]:
-    metrics, stats, fallback = _free_ports(3)
+    metrics, stats, fallback = free_ports(3)
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(python=sys.executable, ports=f"{metrics}|{stats}", binary=binary, once=ONCE))
+    wrapper.write_text(WRAPPER.format(python=sys.executable, binary=binary, changes=_changes(metrics, stats)))
     wrapper.chmod(0o700)
     return PATIENCE | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # the access log line by line
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # 4 MB otherwise: 256 vectors of 4,096 numbers would be none
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(LONGEST_S),
@@ -111,14 +124,19 @@ def _variables(folder: Path, binary: str) -> dict[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
-    """Not of those that the system hands out, which one of Ray's processes may have by the time that Serve wants them."""
-    with ExitStack() as stack:
-        found: list[int] = []
-        for port in random.sample(PORTS, len(PORTS)):
-            with suppress(OSError):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-            if len(found) == count:
-                return found
-    raise UserError("no port is free between 20000 and 29999.", where="http_options.proxy", remedy="Set it to python.")
+def _changes(*private: int) -> list[tuple[str, str]]:
+    """Patterns in the configuration that Serve writes, each of whole lines, and what stands there instead."""
+    errors = [f"http-error status {status} content-type application/json string '{_body(*said)}'" for status, said in ERRORS.items()]
+    errors = [f"{line} hdr Retry-After 1" if "status 503" in line else line for line in errors]
+    return [
+        (r"^\s*errorfile .*$", ""),
+        (r"^defaults$", "\n    ".join(["defaults", *errors])),
+        (r"^\s*option splice-request$", ""),  # HAProxy 2.8 would not notice then that a client leaves
+        (r"^frontend http_frontend$", "\n    ".join(["frontend http_frontend", *FRONTEND])),
+        (rf"^(\s*bind )\*?:({'|'.join(map(str, private))})$", r"\g<1>127.0.0.1:\2"),  # pages of statistics
+    ]
+
+
+def _body(kind: str, code: str, message: str) -> str:
+    """In the shape of OpenAI's API."""
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})

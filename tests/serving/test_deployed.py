@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -60,6 +59,14 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.
         yield endpoint
 
 
+@pytest.fixture(scope="module", autouse=True)
+def stuck(deployed: tuple[psutil.Process, Path]) -> Iterator[socket.socket]:
+    """A client that says from the beginning of the module on what it will send, and does not."""
+    with socket.create_connection(("127.0.0.1", PORT), timeout=60) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        yield client
+
+
 def test_haproxy_and_the_parts_of_the_start_are_told(deployed: tuple[psutil.Process, Path]) -> None:
     text = deployed[1].read_text()
     assert "Ingress: haproxy" in text and "smollm2 started in" in text and "warm-up" in text
@@ -78,6 +85,7 @@ def test_streams_and_refusals(deployed: tuple[psutil.Process, Path]) -> None:
     stream = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=8, stream=True)
     assert len([chunk for chunk in stream if chunk.choices[0].delta.content]) > 2
     assert httpx.post(f"{URL}/v1/completions", content=b"x" * 2_000_000).status_code == 413
+    assert httpx.get(f"{URL}/v1/models", headers={"x-much": "x" * 65_000}).status_code == 431
     page = httpx.get(f"{URL}/metrics").text
     assert 'raybm_ttft_seconds_count{model="smollm2",version=""} 1.0' in page and 'status="413"' in page
 
@@ -91,28 +99,24 @@ def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Proces
 
 
 def test_an_answer_outlives_its_gateway(deployed: tuple[psutil.Process, Path]) -> None:
-    """HAProxy sends the request again, to Serve's own proxy as long as there is no gateway: one that it had whole when it passed it on."""
+    """HAProxy sends the request again, to Serve's own proxy as long as there is no gateway. Its body comes behind its headers."""
     running = [child for child in deployed[0].children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
     titles = {child: "".join(child.cmdline()[:1]) for child in running}
     gateway, model = (next(child for child in titles if name in titles[child]) for name in (":raybm:gateway", ":raybm:smollm2"))
     before = sum(model.cpu_times()[:2])
     ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 1, "seed": 1, "max_tokens": 300}
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(in_one_piece, "/v1/completions", json.dumps(ask).encode(), 180)
+        answer = pool.submit(httpx.post, f"{URL}/v1/completions", json=ask, timeout=180)
         wait(lambda: sum(model.cpu_times()[:2]) > before + 0.5)  # it computes
         assert not answer.done()
         gateway.kill()
-        assert answer.result().startswith(b"HTTP/1.1 200"), answer.result()
+        assert answer.result().status_code == 200, answer.result().text
 
 
-def in_one_piece(path: str, body: bytes, timeout_s: float) -> bytes:
-    """The answer to a request whose headers and body leave together."""
-    address = urlsplit(URL)
-    fields = {"Host": address.netloc, "Content-Type": "application/json", "Content-Length": len(body), "Connection": "close"}
-    head = "".join(f"{line}\r\n" for line in (f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), ""))
-    with socket.create_connection((address.hostname, address.port), timeout=timeout_s) as connection:
-        connection.sendall(head.encode() + body)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
+def test_haproxy_s_own_refusals_are_openai_s_errors(stuck: socket.socket) -> None:
+    head, _, body = b"".join(iter(lambda: stuck.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == 408 and b"application/json" in head
+    assert json.loads(body)["error"]["code"] == "body_too_slow"
 
 
 def test_haproxy_ends_with_the_rest(deployed: tuple[psutil.Process, Path]) -> None:

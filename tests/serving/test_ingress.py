@@ -46,11 +46,13 @@ def test_what_is_changed_of_serves_configuration(monkeypatch: pytest.MonkeyPatch
     with chosen(options("haproxy", "0.0.0.0"), embedded=True) as entrance:
         metrics, stats = (entrance.variables[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("METRICS", "STATS"))
         config.write_text(
-            f"defaults\n    option splice-request\n    option splice-response\n"
+            f"defaults\n    option splice-request\n    option splice-response\n    errorfile 503 500.http\n"
             f"frontend prometheus\n    bind :{metrics}\nfrontend http_frontend\n    bind *:8000\nlisten stats\n  bind *:{stats}\n"
         )
         subprocess.run([entrance.variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)], check=True, env={**os.environ})
     binds = [line.strip() for line in config.read_text().splitlines() if "bind" in line]
     assert binds == [f"bind 127.0.0.1:{metrics}", "bind *:8000", f"bind 127.0.0.1:{stats}"]
-    assert f"frontend http_frontend\n    {ingress.ONCE}\n" in config.read_text()
-    assert "splice-response" in config.read_text() and "splice-request" not in config.read_text()
+    text = config.read_text()
+    assert "\n    ".join(["frontend http_frontend", *ingress.FRONTEND, "bind"]) in text
+    assert "splice-response" in text and "splice-request" not in text and "errorfile" not in text
+    assert all(f"http-error status {status} " in text for status in ingress.ERRORS)
