@@ -39,11 +39,12 @@ class Step:
 
 
 def settled(job: JobSpec, storage: Storage) -> JobSpec:
-    """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses. Raises NotFound,
-    and UserError for a model that cannot be."""
+    """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses (of a sweep's job, for
+    each trial by itself). Raises NotFound, and UserError for a model that cannot be."""
     checks.check(job.model, shapes.place(job.model, storage))
+    plan.check_names(job, storage)
     job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, storage)})})
-    return plan.resolve_auto(job, storage)
+    return job if job.sweep else plan.resolve_auto(job, storage)
 
 
 def steps(job: JobSpec, storage: Storage) -> list[Step]:

@@ -97,7 +97,8 @@ def _on_ray(job: JobSpec, address: str | None, dashboard: bool, progress: Any) -
         if connection.dashboard_url:
             progress(f"Ray's dashboard: {connection.dashboard_url}")
         check_placement(ask)
-        plan.refuse(job, open_storage(job.storage), memory_of_a_worker(ask))
+        storage = open_storage(job.storage)
+        plan.refuse(plan.resolve_auto(job, storage), storage, memory_of_a_worker(ask))
         if not connection.embedded:
             wait_for_place(ask, resources.placement_timeout_s, progress)
         yield

@@ -109,7 +109,7 @@ def memory_of_a_worker(ask: Ask) -> int | None:
     if ask.gpus_per_worker:
         kinds = [ask.accelerator_type] if ask.accelerator_type else accelerators(name for node in _present() for name in node.resources)
         known = [device.memory for kind in kinds if (device := by_accelerator(kind))]
-        return int(max(known) * ask.gpus_per_worker) if known and len(known) == len(kinds) else None
+        return int(max(known) * min(1.0, ask.gpus_per_worker)) if known and len(known) == len(kinds) else None
     return None if _addable() != [] else memory_share(ask, _present())
 
 

@@ -1,4 +1,4 @@
-"""What the spec changes about a loaded model: dropout, frozen weights, low-rank adapters."""
+"""What the spec changes about a loaded model: dropout, frozen weights, low-rank adapters, layers that are computed again."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def adapt(model: Any, spec: ModelSpec) -> None:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("nothing is left to train.", where="model.freeze", remedy="Freeze less.")
+
+
+def recompute(model: Any) -> None:
+    """Of a layer only its inputs are kept for the backward pass. Raises UserError for a model that cannot do that."""
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        what = f"{type(model).__name__} cannot compute its layers again."
+        raise UserError(what, where="train.gradient_checkpointing", remedy="Set it to false.") from error
 
 
 def tuner(model: Any, spec: LoraSpec) -> Any:
@@ -88,6 +97,17 @@ def quantization(spec: LoraSpec | None, skeleton: Callable[[], Any]) -> dict[str
     return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=heads)}
 
 
+def in_few_bits(model: nn.Module) -> int:
+    """How many weights `quantization` lets be loaded so, of a model with adapters: of the linear layers below the heads."""
+    found = {}
+    for part in model.modules():
+        base = getattr(part, getattr(part, "base_model_prefix", "") or " ", None)
+        for module in base.modules() if isinstance(base, nn.Module) else ():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                found[id(module.weight)] = module.weight.numel()
+    return sum(found.values())
+
+
 def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict[str, Any]]:
     """The plain `model` with the trained adapters of `state` in its weights, and its weights. Quantised ones are passed over: the model's
     own take their place."""
@@ -100,10 +120,10 @@ def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict
 
 
 def _set_dropout(model: Any, share: float) -> None:
-    """Dropout layers, and the shares that attention keeps as a number."""
+    """Dropout layers, and the shares that other modules keep as a number (attention, LSTMs); not LayerDrop, which leaves out layers."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-        for name in ("attention_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if name.endswith(("dropout", "dropout_prob")) and isinstance(value, float):
                 setattr(module, name, share)

@@ -103,7 +103,12 @@ class ImageProcessor:
         size = (self.width, self.height)
         if self.shortest_edge is None:
             return image if image.size == size else image.resize(size, self.resample)
+        longest = MAX_PIXELS // self.shortest_edge  # a line of pixels scaled up would fill the memory: what would be cut off goes before
         share = self.shortest_edge / min(image.size)
+        if max(image.size) * share > longest:
+            kept = max(1, int(longest / share))
+            left, top = max(0, (image.width - kept) // 2), max(0, (image.height - kept) // 2)
+            image = image.crop((left, top, min(image.width, left + kept), min(image.height, top + kept)))
         scaled = image.resize((round(image.width * share), round(image.height * share)), self.resample)
         left, top = (scaled.width - self.width) // 2, (scaled.height - self.height) // 2
         return scaled.crop((left, top, left + self.width, top + self.height))

@@ -40,6 +40,8 @@ class Shape:
     vocabulary: int | None = None
     frozen: int = 0
     """Parameters that do not learn."""
+    quantized: int = 0
+    """Of these, such as are kept in fewer bits (`model.lora.quantize`)."""
 
     @property
     def trainable(self) -> int:

@@ -80,7 +80,7 @@ def number(text: Any) -> float | None:
     """None for what is no finite number."""
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 

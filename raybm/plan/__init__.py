@@ -23,8 +23,8 @@ from raybm.plan import choice, cost
 from raybm.plan.choice import Option, Row
 from raybm.plan.devices import DEVICES, NAMES, Device, accelerators, by_accelerator, cpu
 from raybm.plan.files import Disk, disk, steps
-from raybm.plan.fitting import refuse, resolve_auto
-from raybm.plan.job import device_of, measure, micro_batch, samples, setup_of
+from raybm.plan.fitting import allowed, refuse, resolve_auto
+from raybm.plan.job import check_names, device_of, measure, micro_batch, samples, setup_of
 from raybm.plan.memory import Offload, deepspeed_estimate
 from raybm.plan.units import size
 from raybm.plan.words import summary, table
@@ -37,6 +37,7 @@ __all__ = [
     "Plan",
     "accelerators",
     "by_accelerator",
+    "check_names",
     "cpu",
     "lines",
     "plan",
@@ -131,7 +132,7 @@ def plan(job: JobSpec, storage: Storage, workers: int | None = None, device: Dev
         steps=steps(job, share * ranks),
         options=options,
         chosen=own,
-        recommended=choice.recommended(options, setup.each),
+        recommended=choice.recommended(options, allowed(job, device)),
         price=device.price if price is None else price,
         disk=disk(job, shape.parameters, setup.each),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from raybm.plan.memory import PROCESS_BYTES, Memory, Offload, Setup, Stage, memo
 from raybm.plan.units import size
 
 # In the order of preference: the less is sharded and moved, the less is sent.
-LADDER: tuple[tuple[Stage, Offload], ...] = (
+Way = tuple[Stage, Offload]
+LADDER: tuple[Way, ...] = (
     (0, "none"),
     (1, "none"),
     (2, "none"),
@@ -95,9 +97,9 @@ def options(shape: Shape, row: Row, setup: Setup, share: int, device: Device, ro
     return tuple(largest(shape, row, replace(setup, stage=stage, offload=offload), share, device, room) for stage, offload in rungs)
 
 
-def recommended(made: tuple[Option, ...], each: int) -> Option | None:
-    """The first rung that fits; 16-bit weights want ZeRO, which keeps an fp32 copy. None where nothing fits."""
-    return next((each_option for each_option in made if each_option.fits and (each_option.stage or each == 4)), None)
+def recommended(made: tuple[Option, ...], ways: Collection[Way]) -> Option | None:
+    """The first rung that fits and is one of the job's `ways`. None where nothing fits."""
+    return next((option for option in made if option.fits and (option.stage, option.offload) in ways), None)
 
 
 def in_words(chosen: Option) -> str:

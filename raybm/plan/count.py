@@ -12,7 +12,7 @@ import logging
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from raybm.models.adapters import adapt
+from raybm.models.adapters import adapt, in_few_bits, recompute
 from raybm.models.flops import ATTENTION
 from raybm.models.shapes import Shape, counted
 from raybm.models.spec import ModelSpec
@@ -62,13 +62,10 @@ def count(
     its model not be counted without their values."""
     processor = processor or Tokens(int(config.get("vocab_size") or 0))
     try:
-        with torch.device("meta"):
-            model = task.model(None, config, ("a", "b"), processor)
-            adapt(task.published(model), spec)
-            model.to(DTYPES[precision]).train()
+        model = skeleton(task, spec, config, checkpointing, processor).to(DTYPES[precision]).train()
         shape = counted(model, config)
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if spec.lora and spec.lora.quantize:
+            shape = replace(shape, quantized=in_few_bits(model))
         batches = [task.collate([_row(spec.max_length)] * rows, processor) for rows in ROWS]
         labels = batches[0].get("labels", torch.ones(1))
         chosen = float((labels != IGNORED).float().mean())
@@ -87,6 +84,16 @@ def count(
         flops=(more.flops - few.flops) // (ROWS[1] - ROWS[0]),
         moved=(more.moved - few.moved) // (ROWS[1] - ROWS[0]),
     )
+
+
+def skeleton(task: Task, spec: ModelSpec, config: Mapping[str, Any], checkpointing: bool, processor: Any) -> torch.nn.Module:
+    """The model as it is trained, on the meta device. Raises UserError for what the spec asks of it and it cannot do."""
+    with torch.device("meta"):
+        model = task.model(None, config, ("a", "b"), processor)
+        adapt(task.published(model), spec)
+    if checkpointing:
+        recompute(model)
+    return model
 
 
 def _on_fake_memory(model: torch.nn.Module) -> None:

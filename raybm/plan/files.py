@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from raybm.data.files import expand
+from raybm.plan.job import packed
 from raybm.spec.job import JobSpec
 
 ADAM = 12  # bytes a parameter in a checkpoint: fp32 copy, mean and square of the gradients (ZeRO §3.1, K = 12)
@@ -49,19 +50,23 @@ def steps(job: JobSpec, global_batch: int) -> int | None:
 
 
 def _rows(job: JobSpec) -> float | None:
-    """For training, before cleaning: lines, or blocks of `max_length` tokens where running text is packed."""
-    packed = job.task.kind == "causal_lm"
+    """For training, before cleaning: lines, or blocks of `max_length` tokens where text is packed."""
+    filled = packed(job)
+    if filled is None:
+        return None
+    dealt = 1 - job.data.split.validation - job.data.split.test
     total = 0.0
     for source in job.data.sources:
         if getattr(source, "slice", None) or getattr(source, "split", None) not in (None, "train"):
             continue
+        share = dealt if getattr(source, "split", None) is None else 1.0
         for file in expand(source.path):
-            if packed:
-                total += file.bytes / TOKEN_BYTES / job.model.max_length
+            if filled:
+                total += share * file.bytes / TOKEN_BYTES / job.model.max_length
             elif source.kind in ONE_ROW_A_LINE and file.storage is None and not file.path.endswith(".gz") and file.path.startswith("/"):
                 with open(file.path, "rb") as stream:  # noqa: PTH123  (a path of this machine, as `expand` gives it)
                     head = stream.read(HEAD_BYTES)
-                total += file.bytes * head.count(b"\n") / max(1, len(head))
+                total += share * file.bytes * head.count(b"\n") / max(1, len(head))
             else:
                 return None
-    return total * (1 - job.data.split.validation - job.data.split.test)
+    return total

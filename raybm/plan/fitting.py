@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
-from raybm.core.errors import PlacementError
+from raybm.core.errors import PlacementError, SpecError, UserError
 from raybm.core.storage import Storage
 from raybm.models.shapes import Shape
 from raybm.models.shapes import shape as shape_of
 from raybm.plan import choice
-from raybm.plan.choice import Option, Row
+from raybm.plan.choice import Option, Row, Way
 from raybm.plan.devices import DEVICES, Device, by_accelerator, cpu
-from raybm.plan.job import device_of, measure, micro_batch, row_by_formula, samples, setup_of
-from raybm.plan.memory import Setup
+from raybm.plan.job import device_of, measure, micro_batch, packed, row_by_formula, samples, setup_of
+from raybm.plan.memory import Setup, Stage
 from raybm.plan.units import size
 from raybm.spec.job import JobSpec
 from raybm.spec.train import TrainSpec
 
+NOTHING = "No number of workers would do: use a smaller model, shorter rows or train.gradient_checkpointing."
 SURE = 3.0  # where this many times what the formulas say fits, nothing is counted
 
 
@@ -25,27 +28,34 @@ def refuse(job: JobSpec, storage: Storage, memory_bytes: int | None) -> None:
 
     Held against it is what is certain: the states of the model, and one row of the greatest length, or the whole micro-batch where
     rows are packed to that length. A micro-batch of padded rows is mostly shorter; `raybm plan` warns of it."""
+    device = _device(job)
+    if job.train.precision == "bf16" and not device.has_bf16:
+        raise PlacementError(f"{device.name} has no bf16.", where="train.precision", remedy="Use fp16 or fp32.")
     if memory_bytes is None or (quick := shape_of(job.model, storage)) is None:
         return
     share = -(-samples(job) // job.resources.workers)
-    certain = micro_batch(job, share) if job.task.kind == "causal_lm" else 1
-    device = _device(job)
+    certain = micro_batch(job, share) if packed(job) else 1
     room = choice.usable(device, memory_bytes)
     setup = setup_of(job, job.resources.workers, job.resources.gpus_per_worker > 0)
     if SURE * choice.option(quick, row_by_formula(job, quick), setup, certain, share, device, room).memory.total <= room:
         return
-    if (measured := measure(job, storage)) is not None and (found := misfit(*measured[:2], setup, certain, share, device, room)):
+    if (measured := measure(job, storage)) is not None and (
+        found := misfit(*measured[:2], setup, certain, share, device, room, allowed(job, device))
+    ):
         raise found
 
 
-def misfit(shape: Shape, row: Row, setup: Setup, rows: int, share: int, device: Device, room: int) -> PlacementError | None:
-    """Why micro-batches of `rows` do not fit into `room` bytes a rank, and what would; None where they do."""
+def misfit(
+    shape: Shape, row: Row, setup: Setup, rows: int, share: int, device: Device, room: int, ways: Collection[Way]
+) -> PlacementError | None:
+    """Why micro-batches of `rows` do not fit into `room` bytes a rank, and what would (of the `ways`); None where they do."""
     need = choice.option(shape, row, setup, rows, share, device, room)
     if need.fits:
         return None
     same = choice.largest(shape, row, setup, share, device, room)
-    would = same if same.fits else choice.recommended(choice.options(shape, row, setup, share, device, room), setup.each)
-    remedy = f"This fits: {choice.in_words(would)}." if would else _workers_that_fit(shape, row, setup, device, room)
+    would = same if same.fits else choice.recommended(choice.options(shape, row, setup, share, device, room), ways)
+    more = _workers_that_fit(shape, row, setup, device, room) if (3, "none") in ways else ""
+    remedy = f"This fits: {choice.in_words(would)}." if would else more or NOTHING
     what = (
         f"a rank needs {size(need.memory.total)} and has {size(room)} for it ({choice.in_words(need)}: states {size(need.memory.held)}, "
         f"activations {size(need.memory.activations or 0)})."
@@ -54,12 +64,12 @@ def misfit(shape: Shape, row: Row, setup: Setup, rows: int, share: int, device: 
 
 
 def _workers_that_fit(shape: Shape, row: Row, setup: Setup, device: Device, room: int) -> str:
-    """How many ranks ZeRO-3 would want."""
+    """How many ranks ZeRO-3 would want; "" where none would do."""
     for doubling in range(1, 12):
         ranks = setup.ranks * 2**doubling
         if choice.option(shape, row, replace(setup, ranks=ranks, stage=3), 1, 1, device, room).fits:
             return f"ZeRO stage 3 on {ranks} workers, each with as much memory, would fit."
-    return "No number of workers would do: use a smaller model, shorter rows or train.gradient_checkpointing."
+    return ""
 
 
 def _device(job: JobSpec) -> Device:
@@ -86,7 +96,11 @@ def resolve_auto(job: JobSpec, storage: Storage, memory_bytes: int | None = None
     shape, row, _ = measured
     share = samples(job) // job.resources.workers
     setup = setup_of(job, job.resources.workers, job.resources.gpus_per_worker > 0)
-    tried = [setup for setup in (replace(setup, stage=stage) for stage in (0, 1, 2, 3)) if _allowed(setup)]
+    ways = allowed(job, device)
+    stages: tuple[Stage, ...] = (0, 1, 2, 3)
+    tried = [replace(setup, stage=stage) for stage in stages if (stage, setup.offload) in ways]
+    if not tried:
+        raise UserError("no stage does all that the job asks for.", where="train.zero", remedy="Name a stage, to hear why not.")
     given = micro_batch(job, share) if job.train.micro_batch or job.train.micro_tokens else None
     for setup in tried:
         found = (
@@ -96,12 +110,27 @@ def resolve_auto(job: JobSpec, storage: Storage, memory_bytes: int | None = None
         )
         if found.fits:
             return _with(job, found, given is None)
-    raise misfit(shape, row, tried[-1], given or 1, share, device, room) or PlacementError("no ZeRO stage fits.", where="train.zero.stage")
+    found_none = PlacementError("no ZeRO stage fits.", where="train.zero.stage")
+    raise misfit(shape, row, tried[-1], given or 1, share, device, room, ways) or found_none
 
 
-def _allowed(setup: Setup) -> bool:
-    """16-bit weights want ZeRO's fp32 copy; offloading wants the stage that shards what is offloaded."""
-    return setup.stage >= {"none": 1 if setup.each == 2 else 0, "optimizer": 1, "all": 3}[setup.offload]
+def allowed(job: JobSpec, device: Device) -> list[Way]:
+    """The stages and ways to offload that the spec's own rules let the job have (on such a device)."""
+    ways = []
+    document = job.canonical() | {"sweep": None}
+    if device.name != "cpu" and not job.resources.gpus_per_worker:
+        document["resources"] |= {"gpus_per_worker": 1}
+    for stage, offload in choice.LADDER:
+        kept = job.train.zero.offload_optimizer or "cpu"
+        zero = {
+            "stage": stage,
+            "offload_optimizer": None if offload == "none" else kept,
+            "offload_parameters": (job.train.zero.offload_parameters or "cpu") if offload == "all" else None,
+        }
+        with suppress(SpecError):
+            JobSpec.parse(document | {"train": document["train"] | {"zero": document["train"]["zero"] | zero}})
+            ways.append((stage, offload))
+    return ways
 
 
 def _with(job: JobSpec, found: Option, batch: bool) -> JobSpec:

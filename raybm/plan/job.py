@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from raybm.core.errors import UserError
 from raybm.core.storage import Storage
+from raybm.data import SourceSpec
 from raybm.models.shapes import Shape, config_of, place
 from raybm.models.shapes import shape as shape_of
 from raybm.plan import cost
@@ -17,6 +20,7 @@ from raybm.spec.job import JobSpec
 from raybm.spec.train import BUCKET
 
 STATES = {"adamw": 8, "lion": 4, "sgd": 4, "muon": 4, "adafactor": 0}  # bytes a parameter; Adafactor keeps rows and columns only
+FEW_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # nf4 with an fp32 scale for each 64 (bitsandbytes' own block)
 HEADS_OVER_VOCABULARY = ("causal_lm", "masked_lm", "seq2seq", "preference")
 
 
@@ -38,7 +42,7 @@ def device_of(job: JobSpec, ranks: int | None = None) -> Device:
             where="resources.accelerator_type",
             remedy=f"Name one of {', '.join(device.accelerator for device in DEVICES.values() if device.accelerator)}, or give --device.",
         )
-    return found
+    return replace(found, memory=int(found.memory * min(1.0, resources.gpus_per_worker)))
 
 
 def setup_of(job: JobSpec, ranks: int, on_gpu: bool) -> Setup:
@@ -53,6 +57,7 @@ def setup_of(job: JobSpec, ranks: int, on_gpu: bool) -> Setup:
         states=STATES[train.optimizer],
         averaged=train.ema is not None,
         overlaps=on_gpu,
+        few=FEW_BYTES[job.model.lora.quantize] if job.model.lora and job.model.lora.quantize else 0.0,
     )
 
 
@@ -61,6 +66,19 @@ def samples(job: JobSpec) -> int:
     if job.train.global_tokens:
         return max(1, job.train.global_tokens // job.model.max_length)
     return job.train.global_batch
+
+
+def packed(job: JobSpec) -> bool | None:
+    """Whether training sequences are filled up to `max_length`. None where only the data tell."""
+    if job.task.kind != "causal_lm" or job.task.packing:
+        return job.task.kind == "causal_lm"
+    running = [True if source.kind == "text" or "text" in source.columns else _converses(source) for source in job.data.sources]
+    return None if None in running or len(set(running)) > 1 else running[0]
+
+
+def _converses(source: SourceSpec) -> bool | None:
+    """False (no running text) for conversations."""
+    return False if source.kind == "conversations" or {"messages", "prompt"} & set(source.columns) else None
 
 
 def micro_batch(job: JobSpec, share: int) -> int:
@@ -85,6 +103,18 @@ def measure(job: JobSpec, storage: Storage) -> tuple[Shape, Row, bool] | None:
         shape = shape_of(job.model, storage)
         return None if shape is None else (shape, row_by_formula(job, shape), False)
     return counted.shape, Row(job.model.max_length, counted.activations, counted.fixed, counted.flops, counted.moved), True
+
+
+def check_names(job: JobSpec, storage: Storage) -> None:
+    """Raises UserError for adapters and frozen layers that the model does not have, and gradient checkpointing that it cannot do. Of a
+    model that is not on this machine nothing is known. Loads torch for a job that asks for one of these."""
+    if not (job.model.lora or job.model.freeze or job.train.gradient_checkpointing) or (config := config_of(job.model, storage)) is None:
+        return
+    from raybm.plan.count import Tokens, skeleton
+
+    processor = _processor(job, storage, config) or Tokens(int(config.get("vocab_size") or 0))
+    with suppress(KeyError, AttributeError, ValueError, RuntimeError):  # what only the data know of its config
+        skeleton(job.task.build(), job.model, config, job.train.gradient_checkpointing, processor)
 
 
 def _processor(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any:

@@ -40,6 +40,8 @@ class Setup:
     """A moving average of the weights is kept, in fp32: of the whole weights, in stage 3 of a rank's shard."""
     overlaps: bool = False
     """`overlap_comm`: one reduction buffer is filled while the other is sent."""
+    few: float = 0.0
+    """Bytes of a weight that is quantised."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def memory(shape: Shape, setup: Setup, activations: int | None = None) -> Memory
     gradients = learns * each if stage < 2 else sharded * each * (2 if stage == 2 and setup.accumulation > 1 else 1) + shape.largest * each
     reduced = sharded * each if stage else learns * each
     update = 4 * (min(sharded, SUB_GROUP) if stage == 3 else sharded) if stage else 0
-    weights = total // ranks * each + shape.small * each if stage == 3 else total * each
+    whole = (total - shape.quantized) * each + round(shape.quantized * setup.few)
+    weights = total // ranks * each + shape.small * each if stage == 3 else whole
     gathered = min(total - shape.small, LIVE) * each if stage == 3 else 0
     bucket = setup.bucket * each * (2 if setup.overlaps and stage < 3 else 1) if stage else 0
     kept_bucket = bucket if stage == 3 else 0

@@ -137,6 +137,7 @@ class JobSpec(Spec):
         Check(("model.ref", "task"), lambda *values: _reference(*values)),
         Check(("train.schedule", "data.split.validation", "data.sources"), lambda *values: _plateau(*values)),
         Check(("sweep.objectives", "task", "evaluate"), lambda *values: _objectives(*values)),
+        Check(("sweep.objectives", "task", "data.split", "data.sources"), lambda *values: _scored(*values)),
         Check(
             ("sweep.scheduler", "train.early_stopping", "train.phases"),
             lambda scheduler, *set_already: (
@@ -240,6 +241,22 @@ def _objectives(objectives: dict[str, str] | None, task: TaskSpec, evaluate: Eva
     return f"no stage reports {', '.join(unknown)}.", f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
 
 
+def _scored(objectives: dict[str, str] | None, task: TaskSpec, split: Split, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:
+    """Whether there are rows, and such a score, for the objectives."""
+    if "validation.accuracy" in (objectives or ()) and not _counts(task):
+        return f"{task.kind} has no accuracy.", "Use validation.loss."
+    for name in objectives or ():
+        kind = {"validation": "validation", "evaluate": "test"}.get(name.partition(".")[0])
+        if kind and not getattr(split, kind) and not any(source.split == kind for source in sources):
+            return f"{name} needs a {kind} split.", f"Give it a share, or a source with `split: {kind}`."
+    return None
+
+
+def _counts(task: TaskSpec) -> bool:
+    """Whether something can be right or wrong."""
+    return task.kind != "regression"
+
+
 def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
     if not gate:
         return None
@@ -269,7 +286,7 @@ def _gpus(precision: str, zero: ZeroSpec, gpus: float) -> tuple[str, str] | None
         return None
     if precision == "fp16":
         return "fp16 is for GPUs, and the workers have none.", "Use fp32 or bf16, or set resources.gpus_per_worker."
-    if zero.offload_optimizer == "cpu" or zero.offload_parameters == "cpu":
+    if zero.offload_optimizer or zero.offload_parameters:
         return "there is no GPU to take anything off.", "Drop the offloading, or set resources.gpus_per_worker."
     if zero.quantized_weights or zero.quantized_gradients or zero.secondary_partition:
         return "ZeRO++ is for GPUs, and the workers have none.", "Drop it, or set resources.gpus_per_worker."
@@ -277,7 +294,7 @@ def _gpus(precision: str, zero: ZeroSpec, gpus: float) -> tuple[str, str] | None
 
 
 def _stopping(stopping: EarlyStopping | None, task: TaskSpec) -> tuple[str, str] | None:
-    if stopping is not None and stopping.metric == "accuracy" and not {"accuracy", "token_accuracy"} & set(task.METRICS):
+    if stopping is not None and stopping.metric == "accuracy" and not _counts(task):
         return f"{task.kind} has no accuracy.", "Set train.early_stopping.metric: loss."
     return None
 

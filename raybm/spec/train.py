@@ -108,13 +108,14 @@ class TrainSpec(Spec):
     """Draw a step's rows from those of like length (of 50 steps at a time), so that little is padded. Short and long rows
     then stand in different steps."""
     optimizer: Literal["adamw", "sgd", "lion", "adafactor", "muon"] = "adamw"
-    """Adafactor and Muon look at whole matrices, which ZeRO's shards are not: they need zero.stage 0."""
+    """Adafactor and Muon look at whole matrices, which ZeRO's shards are not: they need zero.stage 0. Muon takes the layers' matrices, and
+    AdamW the rest; a rate that does for AdamW does for both."""
     lr: PositiveFloat = 5e-5
     """The highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled decay; biases and norms are exempt."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay rates of the mean and the square of the gradients (AdamW; Lion's two; SGD's momentum is the first)."""
+    """Decay rates of the mean and the square of the gradients (AdamW, also beside Muon; Lion's two; SGD's momentum is the first)."""
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Each layer's rate is this share of the one above it; the head's is `lr`."""
     l1: NonNegativeFloat = 0.0

@@ -232,10 +232,13 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
     ops.use(device.type)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    processor = processors.load(view.task.INPUT, prepared.folder("processor"))
     task = view.task.build()
-    zero.check_device(view.train, device.type)
-    start = _agreed(lambda: _start(view, dataset["config"], config["storage"]))
+
+    def ready() -> tuple[Any, tuple[Path | None, dict[str, Any]]]:
+        zero.check_device(view.train, device.type)
+        return processors.load(view.task.INPUT, prepared.folder("processor")), _start(view, dataset["config"], config["storage"])
+
+    processor, start = _agreed(ready)
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
     with zero.sharded_from_the_start(view.train, view.workers, device.type):
         quantised = quantization(view.model.lora, lambda: task.model(None, _config(start[0]) | start[1], dataset["labels"], processor))

@@ -32,6 +32,12 @@ def labelled(rows: Sequence[Row], filler: int) -> Batch:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def in_training(model: torch.nn.Module) -> bool:
+    """Of a model that may stand in an engine, whose own flag stays as it was (DeepSpeed)."""
+    inside: torch.nn.Module = getattr(model, "module", model)
+    return bool(inside.training)
+
+
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> LossSum:
     """Logits (..., classes), labels (...); those that are IGNORED count neither for the loss nor as right."""
     logits, labels = logits.float().reshape(-1, logits.shape[-1]), labels.flatten()

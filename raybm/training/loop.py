@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from raybm.core.errors import UserError
 from raybm.core.storage import Storage
+from raybm.models.adapters import recompute
 from raybm.spec.train import TrainSpec
 from raybm.tasks.protocol import Batch, Task
 from raybm.training import checkpoint, zero
@@ -137,6 +138,9 @@ def train(
     average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
     if every := checkpoint.commits(storage):
+        if until and every[-1].step > course.end:
+            what = f"the same values have been trained to step {every[-1].step} already, past the exchange at step {course.end}."
+            raise UserError(what, where="sweep.scheduler", remedy="Give the job another seed or storage.")
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
         emit("resume", step=every[-1].step, validations=every[-1].step // course.validate_every)
@@ -184,6 +188,7 @@ def train(
             if validates:
                 emit("validate", step=progress.step, **validation, **({"energy_kwh": progress.energy_kwh} if energy else {}))
             if saves or progress.stopped:
+                _check_weights(engine, progress.step, lr, device)
                 checkpoint.save(engine, storage, progress.step, validation if validates else None, vars(progress), best_by, average, began)
                 watchdog.alive()
             meter.restart_clock()
@@ -223,7 +228,7 @@ def _seed(seed: int, device: torch.device) -> None:
 def initialize(model: PreTrainedModel, spec: TrainSpec) -> Any:
     """The engine alone. Collective."""
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(model)
     engine: Any
     if spec.zero.stage == 0:
         engine = Replicas(model, optimizer(model, spec), spec.clip_norm)
@@ -276,11 +281,27 @@ def validate(
 
 def _check_finite(loss: float, step: int, lr: float) -> None:
     if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step}, with a learning rate of {lr:.3g}.",
-            where="train",
-            remedy="Lower train.lr or train.clip_norm, raise train.warmup, or look for odd rows; the last checkpoint is from before.",
-        )
+        raise _diverged(f"the loss is {loss}", step, lr)
+
+
+def _check_weights(engine: Any, step: int, lr: float, device: torch.device) -> None:
+    """Those that a checkpoint is to hold: the loss of their step was that of the ones before. Collective."""
+    parts = [_here(parameter) for parameter in engine.module.parameters() if parameter.requires_grad]
+    finite = torch.stack([part.isfinite().all().to(device) for part in parts]).all().int()
+    dist.all_reduce(finite, dist.ReduceOp.MIN)
+    if not finite:
+        raise _diverged("a weight is no number any more", step, lr)
+
+
+def _here(parameter: Any) -> torch.Tensor:
+    """This rank's part of a parameter, without what fills up the last rank's."""
+    part = getattr(parameter, "ds_tensor", None)
+    return parameter.detach() if part is None else part.detach()[: max(0, parameter.ds_numel - dist.get_rank() * part.numel())]
+
+
+def _diverged(what: str, step: int, lr: float) -> UserError:
+    remedy = "Lower train.lr or train.clip_norm, raise train.warmup, or look for odd rows; the last checkpoint is from before."
+    return UserError(f"{what} at step {step}, with a learning rate of {lr:.3g}.", where="train", remedy=remedy)
 
 
 def _note_best(progress: Progress, scores: dict[str, float], spec: TrainSpec) -> bool:

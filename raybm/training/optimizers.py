@@ -12,8 +12,8 @@ import torch
 from raybm.core.errors import UserError
 from raybm.spec.train import TrainSpec
 
-LAYER = re.compile(r"\.(\d+)\.")
-"""The first number in a parameter's name is its layer's."""
+LAYER = re.compile(r"\.(\d+)\.|_l(\d+)")
+"""The first number in a parameter's name is its layer's; torch's recurrent modules write it behind (weight_ih_l0)."""
 
 
 def optimizer(model: torch.nn.Module, train: TrainSpec) -> torch.optim.Optimizer:
@@ -23,15 +23,26 @@ def optimizer(model: torch.nn.Module, train: TrainSpec) -> torch.optim.Optimizer
 
 
 def _groups(model: torch.nn.Module, train: TrainSpec) -> list[dict[str, Any]]:
-    top = 1 + max((_layer(name) or 0 for name, _ in model.named_parameters()), default=0)
-    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = defaultdict(list)
+    top = 2 + max((_layer(name) or 0 for name, _ in model.named_parameters()), default=0)  # above the layers
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    groups: dict[tuple[bool, float, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = train.layer_lr_decay ** (top - _depth(name, top))
-            groups[_dimensions(parameter) > 1, rate].append(parameter)
+            first = id(parameter) in embeddings or (_layer(name) is None and "embed" in name)
+            depth = 0 if first else _depth(name, top)
+            matrix, hidden = _dimensions(parameter) > 1, 0 < depth < top
+            apart = train.optimizer == "muon" and matrix and hidden  # else fewer groups, which ZeRO sends one by one
+            groups[matrix, train.layer_lr_decay ** (top - depth), apart].append(parameter)
     return [
-        {"params": held, "weight_decay": train.weight_decay if decays else 0.0, "rate": rate, "lr": train.lr * rate, "matrices": decays}
-        for (decays, rate), held in groups.items()
+        {
+            "params": held,
+            "weight_decay": train.weight_decay if matrices else 0.0,
+            "rate": rate,
+            "lr": train.lr * rate,
+            "matrices": matrices,
+            "hidden": hidden,
+        }
+        for (matrices, rate, hidden), held in groups.items()
     ]
 
 
@@ -41,18 +52,19 @@ def _dimensions(parameter: torch.nn.Parameter) -> int:
 
 def _layer(name: str) -> int | None:
     found = LAYER.search(name)
-    return int(found.group(1)) if found else None
+    return int(found.group(1) or found.group(2)) if found else None
 
 
 def _depth(name: str, top: int) -> int:
-    """Embeddings 0, then the layers, then the head: what stands in no layer is an embedding or belongs to the head."""
+    """Of what is no embedding (0): the layers, then the head, where all that stands in no layer belongs."""
     layer = _layer(name)
-    return layer + 1 if layer is not None else 0 if "embed" in name else top
+    return top if layer is None else layer + 1
 
 
 def _build(train: TrainSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), SGD with momentum, Lion (Chen et al. 2023), Adafactor (Shazeer and Stern 2018), Muon (Jordan
-    2024; on matrices, with AdamW for the rest)."""
+    2024) for the layers' matrices, with AdamW for the rest; its steps are scaled to the size of AdamW's (Liu et al. 2025,
+    arXiv:2502.16982), so that one rate does for both."""
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
     if train.optimizer == "sgd":
@@ -69,7 +81,8 @@ def _build(train: TrainSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimi
         ) from None
     if train.optimizer == "lion":
         return pytorch_optimizer.Lion(groups, lr=train.lr, betas=train.betas)
-    return pytorch_optimizer.Muon([group | {"use_muon": group["matrices"]} for group in groups], lr=train.lr)
+    groups = [group | {"use_muon": group["hidden"]} | ({} if group["hidden"] else {"betas": train.betas}) for group in groups]
+    return pytorch_optimizer.Muon(groups, lr=train.lr, use_adjusted_lr=True)
 
 
 def learning_rate(train: TrainSpec, step: int, total: int) -> float:

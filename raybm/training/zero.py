@@ -71,7 +71,7 @@ def check_device(train: TrainSpec, device: str) -> None:
     """Raises UserError for a precision that the device has not."""
     import torch
 
-    if train.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+    if train.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{torch.cuda.get_device_name()} has no bf16.", where="train.precision", remedy="Use fp16 or fp32.")
     if train.precision == "fp16" and device == "cpu":
         raise UserError("CPUs train in fp32 or bf16.", where="train.precision", remedy="Use bf16.")

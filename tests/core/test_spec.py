@@ -124,6 +124,7 @@ def test_checks_run_over_the_parts_that_are_valid(tmp_path: Path) -> None:
         (["task.labels=[a, a]"], "task.labels", "two labels or more, each once"),
         (["train.precision=fp16"], "train.precision", "fp16 is for GPUs"),
         (["train.zero={stage: 2, offload_optimizer: cpu}"], "train.precision", "no GPU to take anything off"),
+        (["train.zero={stage: 2, offload_optimizer: nvme, nvme_path: /d}"], "train.precision", "no GPU to take anything off"),
         (["train.zero={stage: 2, offload_parameters: cpu}", "resources.gpus_per_worker=1"], "train.zero", "needs ZeRO stage 3"),
         (["train.optimizer=muon"], "train.optimizer", "whole matrices"),
         (["train.micro_tokens=100"], "train.micro_tokens", "does not fit"),

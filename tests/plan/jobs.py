@@ -56,5 +56,6 @@ def job(folder: Path, **changes: Any) -> JobSpec:
 
 def language_model(folder: Path, config: dict[str, Any] = LLAMA, **changes: Any) -> JobSpec:
     """A Llama from scratch on packed text."""
+    source = {"kind": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"text": "text"}}
     model = {"ref": "scratch:llama", "max_length": 32, "config": config, "tokenizer": {"train": "bpe", "vocab_size": 1000}}
-    return job(folder, **{"task": {"kind": "causal_lm"}, "model": model} | changes)
+    return job(folder, **{"task": {"kind": "causal_lm"}, "model": model, "data": {"sources": [source]}} | changes)

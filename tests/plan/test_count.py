@@ -9,7 +9,9 @@ from raybm.models.image_text import ImageTextProcessor
 from raybm.models.images import ImageProcessor
 from raybm.models.spec import ModelSpec
 from raybm.plan.count import Counted, Saved, Tokens, count
+from raybm.plan.memory import Setup, memory
 from raybm.tasks.causal_lm.spec import CausalLm
+from raybm.tasks.preference.spec import Preference
 from raybm.tasks.text_classification.spec import TextClassification
 from tests.contracts.test_tasks import CONFIG as CONFIGS
 from tests.contracts.test_tasks import MEMBERS
@@ -55,6 +57,20 @@ def test_adapters_leave_the_rest_frozen() -> None:
     made = counted(lora={"rank": 4})
     assert 0 < made.shape.trainable < made.shape.parameters / 10
     assert made.flops < 0.8 * counted().flops
+
+
+def test_quantised_weights_are_those_below_the_head() -> None:
+    few = counted(lora={"rank": 4, "quantize": "nf4"}).shape
+    layers = 2 * (4 * 64 * 64 + 3 * 64 * 128)  # of LLAMA: four projections of its attention, three of its feed-forward part
+    assert few.quantized == layers and few.parameters == counted(lora={"rank": 4}).shape.parameters
+    plain, packed = (memory(few, Setup(ranks=1, stage=0, few=each)).weights for each in (4.0, 0.5))
+    assert plain == 4 * few.parameters and packed == 4 * (few.parameters - layers) + layers // 2
+
+
+def test_layers_that_a_task_wraps_are_computed_again() -> None:
+    config = CONFIGS["preference"] | {"vocab_size": 300, "num_hidden_layers": 4}
+    plain, again = (count(Preference().build(), ModelSpec(ref="file:m", max_length=64), config, "fp32", how) for how in (False, True))
+    assert plain is not None and again is not None and again.saved < plain.saved
 
 
 def test_a_large_model_takes_no_memory() -> None:

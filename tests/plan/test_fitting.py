@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,10 @@ from raybm.models.shapes import Shape
 from raybm.plan import choice
 from raybm.plan.choice import Row
 from raybm.plan.devices import DEVICES, cpu
-from raybm.plan.fitting import misfit, refuse, resolve_auto
+from raybm.plan.fitting import allowed, misfit, refuse, resolve_auto
+from raybm.plan.job import check_names, device_of, packed
 from raybm.plan.memory import Setup
+from raybm.spec.train import TrainSpec
 from tests.plan.jobs import job, language_model, write_model
 
 H100 = DEVICES["h100-80gb"]
@@ -24,7 +27,7 @@ def test_the_lowest_stage_that_fits_with_the_largest_micro_batch() -> None:
     """7B in bf16 on 8 of 80 GB: 16 bytes a parameter are 112 GB, stage 1 leaves 28 + 10.5 for the model."""
     made = choice.options(SEVEN_BILLION, ROW, Setup(ranks=8, stage=0, each=2), 16, H100, choice.usable(H100))
     assert [option.fits for option in made] == [False, True, True, True, True, True, True, True]
-    best = choice.recommended(made, each=2)
+    best = choice.recommended(made, choice.LADDER[1:])
     assert best is not None and (best.stage, best.micro_batch, best.accumulation) == (1, 2, 8)
     assert made[2].micro_batch == 4, "stage 2 has room for more"
 
@@ -36,13 +39,13 @@ def test_micro_batches_divide_a_ranks_share() -> None:
 
 def test_a_misfit_says_what_would_fit() -> None:
     room = choice.usable(H100)
-    found = misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=0, each=2), 1, 16, H100, room)
+    found = misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=0, each=2), 1, 16, H100, room, choice.LADDER[1:])
     assert found is not None and "This fits: train.zero.stage 1, micro_batch 2" in str(found) and "has 77.3 GB" in str(found)
-    found = misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=2, each=2), 16, 16, H100, room)
+    found = misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=2, each=2), 16, 16, H100, room, choice.LADDER)
     assert found is not None and "This fits: train.zero.stage 2, micro_batch 4" in str(found)
-    assert misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=2, each=2), 1, 16, H100, room) is None
+    assert misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=2, each=2), 1, 16, H100, room, choice.LADDER) is None
     alone = Setup(ranks=1, stage=0, each=4)
-    found = misfit(Shape(10**11), ROW, alone, 1, 1, cpu(), room)
+    found = misfit(Shape(10**11), ROW, alone, 1, 1, cpu(), room, choice.LADDER)
     assert found is not None and "ZeRO stage 3 on 32 workers, each with as much memory, would fit" in str(found)
 
 
@@ -79,6 +82,60 @@ def test_auto_keeps_what_the_job_says(tmp_path: Path) -> None:
     settled = resolve_auto(given, storage, 10**10)
     assert (settled.train.zero.stage, settled.train.micro_batch) == (1, 8), "16 bit wants ZeRO's fp32 copy"
     assert settled.model_copy(update={"train": given.train}) == given
+
+
+def test_auto_keeps_the_specs_rules(tmp_path: Path) -> None:
+    gpu = {"gpus_per_worker": 1, "accelerator_type": "H100"}
+    auto = {"zero": {"stage": "auto", "quantized_weights": True}, "precision": "bf16"}
+    storage = open_storage(str(tmp_path))
+    assert resolve_auto(language_model(tmp_path, train=auto, resources=gpu), storage).train.zero.stage == 3
+    muon = language_model(tmp_path, train={"optimizer": "muon", "zero": {"stage": 0}})
+    assert allowed(muon, cpu()) == [(0, "none")]
+    assert allowed(muon.model_copy(update={"train": auto_adamw()}), H100) == [*choice.LADDER]
+    found = misfit(SEVEN_BILLION, ROW, Setup(ranks=8, stage=0), 1, 16, H100, choice.usable(H100), [(0, "none")])
+    assert found is not None and "This fits" not in str(found)
+
+
+def auto_adamw() -> TrainSpec:
+    return TrainSpec.parse({"zero": {"stage": "auto"}})
+
+
+def test_16_bit_that_a_gpu_lacks_is_refused(tmp_path: Path) -> None:
+    spec = language_model(tmp_path, train={"precision": "bf16"}, resources={"gpus_per_worker": 1, "accelerator_type": "T4"})
+    with pytest.raises(PlacementError, match="t4 has no bf16"):
+        refuse(spec, open_storage(str(tmp_path)), None)
+
+
+def test_half_a_gpu_has_half_its_memory(tmp_path: Path) -> None:
+    half = language_model(tmp_path, resources={"gpus_per_worker": 0.5, "accelerator_type": "H100"})
+    assert device_of(half).memory == H100.memory // 2
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "filled"),
+    [
+        ({"kind": "causal_lm"}, {"kind": "text", "path": "a"}, True),
+        ({"kind": "causal_lm"}, {"kind": "conversations", "path": "a"}, False),
+        ({"kind": "causal_lm", "packing": True}, {"kind": "conversations", "path": "a"}, True),
+        ({"kind": "causal_lm"}, {"kind": "jsonl", "path": "a", "columns": {"prompt": "q", "completion": "a"}}, False),
+        ({"kind": "causal_lm"}, {"kind": "jsonl", "path": "a"}, None),
+        ({"kind": "masked_lm"}, {"kind": "text", "path": "a"}, False),
+    ],
+)
+def test_which_sequences_are_filled(tmp_path: Path, task: dict[str, Any], source: dict[str, Any], filled: bool | None) -> None:
+    assert packed(language_model(tmp_path, task=task, data={"sources": [source]})) is filled
+
+
+def test_what_a_model_lacks_is_told_before_it_runs(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    check_names(language_model(tmp_path, train={"gradient_checkpointing": True}), storage)
+    frozen = language_model(tmp_path)
+    frozen = frozen.model_copy(update={"model": frozen.model.model_copy(update={"freeze": ("*.wte.*",)})})
+    with pytest.raises(UserError, match=r"no parameter is called \*\.wte\.\*"):
+        check_names(frozen, storage)
+    recurrent = {"ref": "scratch:raybm_rnn", "max_length": 16, "tokenizer": {"train": "bpe", "vocab_size": 100}}
+    with pytest.raises(UserError, match="cannot compute its layers again"):
+        check_names(job(tmp_path, model=recurrent, train={"gradient_checkpointing": True}), storage)
 
 
 def test_auto_needs_a_device_and_a_model(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_smoothing_is_of_training_only() -> None:
     logits = model.eval()(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
     plain, smooth = (-(logits.log_softmax(-1) * torch.tensor(wanted)).sum().item() for wanted in ([1.0, 0.0], [0.9, 0.1]))
     assert task.loss(model, batch).total.item() == pytest.approx(plain, rel=1e-5)
+    engine = torch.nn.Module()  # DeepSpeed's has a flag of its own, that stays as it was
+    engine.module, engine.forward = model, model.forward  # type: ignore[method-assign]
+    assert engine.training and task.loss(engine, batch).total.item() == pytest.approx(plain, rel=1e-5)
     assert task.loss(model.train(), batch).total.item() == pytest.approx(smooth, rel=1e-5)
     with pytest.raises(SpecError):
         TextClassification.parse({"multi_label": True, "label_smoothing": 0.1})

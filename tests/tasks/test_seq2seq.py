@@ -37,6 +37,7 @@ def test_scores_of_what_is_right_half_right_and_of_another_script() -> None:
     half = task.score([{"text": "Netzwerk"}, {"text": "сеть была"}], rows, ())
     assert 0 < half["chrf"] < 100 and half["rouge_l"] == pytest.approx((0.5 + 0.8) / 2)
     chinese = task.score([{"text": "无法删除这个网络"}], [{"completion": "无法删除网络"}], ())  # each character is a word
+    assert half["rouge_1"] == half["rouge_l"] and half["rouge_2"] == pytest.approx((0 + 2 / 3) / 2)
     assert 30 < chinese["bleu"] < 100 and chinese["rouge_l"] == pytest.approx(2 * 6 / (6 + 8))
 
 

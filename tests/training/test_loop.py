@@ -86,7 +86,7 @@ def test_three_ranks_and_an_uneven_last_batch(tmp_path: Path, ranks: Ranks) -> N
     [
         ({"optimizer": "lion", "lr": 1e-3}, 2),
         ({"optimizer": "sgd", "lr": 0.1}, 1),
-        ({"optimizer": "muon", "lr": 2e-2}, 0),
+        ({"optimizer": "muon", "lr": 5e-3}, 0),
         ({"optimizer": "adafactor", "lr": 5e-2}, 0),
         ({"layer_lr_decay": 0.7, "schedule": "wsd", "gradient_checkpointing": True}, 3),
         ({"l1": 1e-6, "schedule": "inverse_sqrt", "warmup": 0.1}, 2),
@@ -122,6 +122,16 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(ranks: Ra
         jobs.failure, prepare, str(tmp_path / "out"), SPEC | {"lr": 1e30, "clip_norm": None, "optimizer": "sgd", "zero": {"stage": 1}}
     )
     assert all("the loss is" in text and "learning rate" in text for text in said)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_weights_that_are_no_numbers_are_never_kept(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    """The loss of the only step is that of the weights before it."""
+    prepare, out = jobs.prepared(tmp_path / "prepared"), str(tmp_path / "out")
+    changes = {"lr": 1e45, "warmup": 0.0, "clip_norm": None, "optimizer": "sgd", "max_steps": 1, "zero": {"stage": stage}}
+    said = ranks.run(jobs.failure, prepare, out, SPEC | changes)
+    assert all("a weight is no number any more at step 1" in text for text in said)
+    assert not checkpoint.commits(open_storage(out))
 
 
 def test_adapters_train_alone_and_are_merged(ranks: Ranks, tmp_path: Path) -> None:

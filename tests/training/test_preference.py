@@ -25,10 +25,11 @@ ROWS = [
 def trained(prepare: Artifact, out: str, stage: int) -> dict[str, Any]:
     import torch
 
+    from raybm.core import cache
     from raybm.tasks import Preference
     from raybm.training import batches, loop
 
-    batches.CACHE = f"{out}-cache"
+    cache.ROOT = f"{out}-cache"  # not the user's
     task = Preference(beta=0.5).build()
     torch.manual_seed(0)
     model = task.model(None, CONFIG, (), tiny.chat_tokenizer())

@@ -15,7 +15,7 @@ from raybm.core.errors import UserError
 from raybm.core.signature import Signature
 from raybm.models import dataurl, own
 from raybm.models.images import ImageProcessor
-from raybm.tasks.batching import IGNORED
+from raybm.tasks.batching import IGNORED, in_training
 from raybm.tasks.classification import head_config, label_set, scores
 from raybm.tasks.image_classification.augment import augment, mix
 from raybm.tasks.image_classification.spec import ImageClassification
@@ -80,7 +80,7 @@ class ImageClassificationTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         pixels, labels = batch["pixel_values"], batch["labels"]
         logits = model(pixel_values=pixels.to(next(model.parameters()).dtype)).logits.float()
-        smoothing = self.spec.label_smoothing if getattr(model, "module", model).training else 0.0
+        smoothing = self.spec.label_smoothing if in_training(model) else 0.0
 
         def total(truth: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)

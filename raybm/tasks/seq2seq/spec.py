@@ -18,7 +18,7 @@ class Seq2Seq(Spec):
 
     INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = True
-    METRICS: ClassVar[tuple[str, ...]] = ("chrf", "bleu", "rouge_l", "loss", "perplexity", "token_accuracy")
+    METRICS: ClassVar[tuple[str, ...]] = ("chrf", "bleu", "rouge_1", "rouge_2", "rouge_l", "loss", "perplexity", "token_accuracy")
 
     def columns(self) -> tuple[tuple[str, ...], ...]:
         return (("prompt", "completion"),)

@@ -17,6 +17,7 @@ from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.seq2seq.spec import Seq2Seq
 
+ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 CJK = re.compile("[぀-ヿ㐀-鿿]")
 
 
@@ -59,17 +60,18 @@ class Seq2SeqTask(Task):
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         """Of the whole split: chrF (Popović 2015) and BLEU (Papineni et al. 2002), 0 to 100, as sacrebleu counts them (Post 2018), with
-        its tokenizer for Chinese where the truth has such characters; the mean of ROUGE-L's F1 (Lin 2004), 0 to 1."""
+        its tokenizer for Chinese where the truth has such characters; the mean F1 of ROUGE-1, -2 and -L (Lin 2004), 0 to 1."""
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu import corpus_bleu, corpus_chrf
 
         said, truth = [row["text"] for row in predictions], [row["completion"] for row in rows]
-        rouge = RougeScorer(["rougeL"], tokenizer=_Words())
+        rouge = RougeScorer(list(ROUGE.values()), tokenizer=_Words())
+        overlaps = [rouge.score(*pair) for pair in zip(truth, said, strict=True)]
         return {
             "rows": len(truth),
             "chrf": float(corpus_chrf(said, [truth]).score),
             "bleu": float(corpus_bleu(said, [truth], tokenize="zh" if any(map(CJK.search, truth)) else "13a").score),
-            "rouge_l": sum(rouge.score(*pair)["rougeL"].fmeasure for pair in zip(truth, said, strict=True)) / max(1, len(truth)),
+            **{ours: sum(pair[theirs].fmeasure for pair in overlaps) / max(1, len(truth)) for ours, theirs in ROUGE.items()},
         }
 
     def baseline(self, train: Sequence[Row], labels: Sequence[str], seed: int) -> Callable[[Sequence[Row]], list[dict[str, Any]]] | None:

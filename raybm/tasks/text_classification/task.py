@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from raybm.core.signature import Signature
 from raybm.models import own
 from raybm.tasks.baselines import linear_text_classifier
-from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, in_training, pad, summed_cross_entropy
 from raybm.tasks.classification import head_config, label_set, scores
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.text_classification.spec import TextClassification
@@ -57,7 +57,7 @@ class TextClassificationTask(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return summed_cross_entropy(logits, batch["labels"], self.spec.label_smoothing if model.training else 0.0)
+        return summed_cross_entropy(logits, batch["labels"], self.spec.label_smoothing if in_training(model) else 0.0)
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"text": row["text"]} for row in rows])
