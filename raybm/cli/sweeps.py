@@ -46,13 +46,15 @@ def compare(
     """Sweeps side by side: what they tried, how long it took, and what the best of each reached."""
     from rich.table import Table
 
+    from raybm.sweep.trial import mean
+
     pasts = [_past(run, storage) for run in runs]
     names = list(dict.fromkeys(name for past in pasts for name in past.objectives))
     table = Table("run", "searched by", "trials", "finished", "hours of trials", *names, "best", box=None)
     for past in pasts:
         finished = [trial for trial in past.trials if trial.end == "finished"]
         top = past.best() if finished else None
-        scores = [short(top.metrics.get(name)) if top else "" for name in names]
+        scores = [short(mean(past.points[top.point], name)) if top else "" for name in names]
         hours = sum(trial.seconds for trial in past.trials) / 3600
         values = ", ".join(f"{path} {short(value)}" for path, value in top.values.items()) if top else ""
         table.add_row(past.run, past.by, str(len(past.trials)), str(len(finished)), f"{hours:.2f}", *scores, values)

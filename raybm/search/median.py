@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
@@ -24,6 +25,12 @@ class MedianStopping(Spec):
     def build(self, metric: str, mode: str, time: str) -> TrialScheduler:
         from ray.tune.schedulers import MedianStoppingRule
 
-        return MedianStoppingRule(
-            time_attr=time, metric=metric, mode=mode, grace_period=self.grace, min_samples_required=self.others, min_time_slice=0
+        class Rule(MedianStoppingRule):
+            def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+                if metric in result:  # which a trial that failed may lack, and the others' means would miss
+                    super().on_trial_complete(controller, trial, result)
+
+        never = math.inf  # with too few others a trial goes on, instead of making room for them
+        return Rule(
+            time_attr=time, metric=metric, mode=mode, grace_period=self.grace, min_samples_required=self.others, min_time_slice=never
         )

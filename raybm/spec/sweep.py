@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -11,6 +12,7 @@ from raybm.search import Dimension, Population, SamplerSpec, SchedulerSpec, Spac
 from raybm.search.tpe import Tpe
 from raybm.spec.train import CHANGING
 
+GRID_MAX = 1_000_000
 TIME = "validations"
 """What trials are compared at: how often they have been validated."""
 VALIDATED = ("validation.loss", "validation.accuracy")
@@ -74,6 +76,12 @@ class SweepSpec(Spec):
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(("scheduler", "objectives"), lambda scheduler, objectives: _scheduled(scheduler, objectives)),
+        Check(
+            ("sampler", "objectives"),
+            lambda sampler, objectives: (
+                ("cma_es goes by one objective.", "Name one, or take tpe.") if sampler.kind == "cma_es" and len(objectives) > 1 else None
+            ),
+        ),
         Check(("sampler", "space"), lambda sampler, space: _listed(sampler, space)),
         Check(("space", "scheduler"), lambda space, scheduler: _populated(space, scheduler)),
         Check(
@@ -129,6 +137,9 @@ def _listed(sampler: SamplerSpec, space: dict[str, Dimension]) -> tuple[str, str
     endless = [name for name, dimension in space.items() if dimension.values() is None]
     if sampler.kind == "grid" and endless:
         return f"a grid cannot list the values of {', '.join(endless)}.", "Give lists, or use another sampler."
+    size = math.prod(len(dimension.values() or ()) for dimension in space.values())
+    if sampler.kind == "grid" and size > GRID_MAX:
+        return f"a grid of {size:,} points.", f"Give fewer values ({GRID_MAX:,} points are the most), or use another sampler."
     return None
 
 
@@ -149,6 +160,8 @@ def _fields(space: dict[str, Dimension]) -> tuple[str, str] | None:
 def _conditions(space: dict[str, Dimension]) -> tuple[str, str] | None:
     names = list(space)
     for place, (name, dimension) in enumerate(space.items()):
+        if [] in dimension.when.values():
+            return f"{name} wants one of no values.", "Name some in `when`."
         later = [path for path in dimension.when if path in names[place:]]
         if later:
             return f"{name} depends on {', '.join(later)}, which stands below it.", "Put what is depended on first."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -66,7 +67,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     with on_ray():
         if not any(prepares(path) for path in search.spec.space):
             for repeat in range(search.spec.repeats):  # what the trials share is made before them, once
-                shared = search.trial_job(Trial(point=0, repeat=repeat, start={}))
+                shared = runner.settled(search.trial_job(Trial(point=0, repeat=repeat, start={})), context.storage)
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
         try:
             if search.more:
@@ -80,6 +81,16 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     return winner
 
 
+def _counts(score: float | None) -> bool:
+    return score is not None and math.isfinite(score)
+
+
+def _seed(seed: int, population: Population) -> int:
+    """Another one than that of other searches: members that begin with the values of theirs would find them trained past the first
+    exchange."""
+    return Random(f"{seed} {json.dumps(population.canonical(), sort_keys=True)}").getrandbits(32)
+
+
 class Search:
     """`run`: the name of the run it is part of."""
 
@@ -88,9 +99,9 @@ class Search:
         self.job, self.spec, self.context, self.run = job, job.sweep, context, run
         evaluates = any(name.startswith("evaluate.") for name in self.spec.objectives)
         self.base = job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
-        sampler = self.spec.sampler.build(job.seed)
-        self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
         self.population = self.spec.scheduler if isinstance(self.spec.scheduler, Population) else None
+        sampler = self.spec.sampler.build(job.seed if self.population is None else _seed(job.seed, self.population))
+        self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
         self.wanted = self.spec.budget.trials or (None if sampler is None or self.population else POINTS)
         self.points = Points(self.spec.objectives)
         self.waiting: list[tuple[Point, int]] = []
@@ -180,8 +191,7 @@ class Search:
         made = trial.model_copy(update={"curve": (*trial.curve, metrics), "metrics": metrics})
         point.trials[trial.repeat] = made
         self._tell(made)
-        if len(self.spec.objectives) == 1 and self.spec.repeats == 1 and (value := metrics.get(self.points.first)) is not None:
-            self.study.report(point.asked, value, int(metrics[TIME]))
+        self._report(point, metrics)
         return made
 
     def _tell(self, trial: Trial) -> None:
@@ -193,8 +203,11 @@ class Search:
 
     def ended(self, point: Point, trial: Trial) -> None:
         """Note what became of a trial, and of its point with the last of its seeds."""
-        if trial.end == "finished" and (lacks := [name for name in self.spec.objectives if name not in trial.metrics]):
-            trial = trial.model_copy(update={"end": "failed", "error": f"no {', '.join(lacks)} was reported."})
+        known = {name: trial.metrics.get(name) for name in self.spec.objectives}
+        lacks = {name: value for name, value in known.items() if not _counts(value)}
+        if trial.end == "finished" and lacks:
+            wrong = ", ".join(f"no {name} was reported" if value is None else f"{name} is {value}" for name, value in lacks.items())
+            trial = trial.model_copy(update={"end": "failed", "error": f"{wrong}."})
         point.trials[trial.repeat] = trial
         self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
         scores = {name: trial.metrics[name] for name in self.spec.objectives if name in trial.metrics}
@@ -216,12 +229,14 @@ class Search:
         if len(self.spec.objectives) > 1:
             on_front = ", ".join(str(point.trials[0].point) for point in self.points.front())
             self.context.progress(f"sweep: beaten by none in everything (`front` in sweep.csv): points {on_front}")
-        return JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.changes))
+        found = JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.changes))
+        return runner.settled(found, self.context.storage)
 
     def _key(self) -> str:
         """Of everything that decides what is tried and what comes of it, the data and raybm's own code among them; not of how much."""
         spec = self.spec.canonical()
-        content = {name: spec[name] for name in ("space", "sampler", "scheduler", "objectives", "warm_start")}
+        content = {name: spec[name] for name in ("sampler", "scheduler", "objectives", "warm_start")}
+        content["space"] = list(spec["space"].items())  # a grid goes by their order
         content["artifacts"] = [step.out.key for step in runner.steps(self.base, self.context.storage)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -271,8 +286,14 @@ class Search:
                 self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
             if trial.end is None:
                 self.waiting.append((point, repeat))
+            for metrics in trial.curve if trial.end == "stopped" else ():
+                self._report(point, metrics)
         if point.end is not None:
             self._settle(point)
+
+    def _report(self, point: Point, metrics: dict[str, float]) -> None:
+        if len(self.spec.objectives) == 1 and self.spec.repeats == 1 and (value := metrics.get(self.points.first)) is not None:
+            self.study.report(point.asked, value, int(metrics[TIME]))
 
     def _settle(self, point: Point) -> None:
         means = [point.mean(name) for name in self.spec.objectives]

@@ -51,9 +51,9 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
         scheduler = spec.scheduler.build(search.points.first, spec.objectives[search.points.first], TIME)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     beats = ray.remote(num_cpus=0, scheduling_strategy=here)(Beats).remote(search.base.train.stall_timeout_s)
-    asking = Asking(search, beats)
-    hours = spec.budget.hours
-    ends = time.monotonic() + hours * 3600 if hours else math.inf
+    hours, room = spec.budget.hours, _fitting(resources)
+    asking = Asking(search, beats, spec.concurrent or room, time.monotonic() + hours * 3600 if hours else math.inf)
+    search.context.progress(f"sweep: {asking.places} trials at a time" + (f"; {room} would fit" if room != asking.places else ""))
     os.environ.update(QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed, we say
     folder = Path(tempfile.mkdtemp(prefix="raybm-tune-"))
@@ -65,7 +65,6 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
             search_alg=asking,
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=spec.concurrent or _fitting(resources),
             max_failures=spec.max_failures,
             raise_on_failed_trial=False,
             reuse_actors=alone,
@@ -81,7 +80,6 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
         shutil.rmtree(folder, ignore_errors=True)
     if search.spent:
         search.context.progress(f"sweep: the budget's energy is used up ({search.points.energy_kwh():.3g} kWh)")
-    asking.close(in_time=time.monotonic() < ends and not search.spent)
 
 
 def _ask(resources: Resources) -> dict[str, float]:
@@ -100,15 +98,17 @@ def _fitting(resources: Resources) -> int:
 
 
 class Asking(Searcher):
-    """Tune's face of a search."""
+    """Tune's face of a search, with so many trials at a time; `ends`: when its time is over, by the monotonic clock."""
 
-    def __init__(self, search: Search, beats: Any) -> None:
+    def __init__(self, search: Search, beats: Any, places: int, ends: float) -> None:
         super().__init__(metric=search.points.first, mode=search.spec.objectives[search.points.first])
-        self.search = search
+        self.search, self.places, self.ends = search, places, ends
         self.running: dict[str, tuple[Point, Trial]] = {}
         self.watch = Watch(self, beats)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if len(self.running) >= self.places:
+            return None
         following = self.search.next()
         if following is None:
             return None if self.search.more or self.running else str(Searcher.FINISHED)  # what runs may come back
@@ -124,7 +124,8 @@ class Asking(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         result = result or {}
-        cut = self.search.population is not None and not OVER & set(result)  # by the end of the time
+        # By the end of the budget, or of the whole: such a trial goes on when the same sweep is begun again.
+        cut = not OVER & set(result) and (self.search.population is not None or self.search.spent or time.monotonic() >= self.ends)
         if not error and not cut and trial_id in self.running:  # errors: the callback knows why
             reason = str(result.get(ERROR, ""))
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
@@ -139,15 +140,6 @@ class Asking(Searcher):
         """Of one that has not begun."""
         point, trial = self.running.pop(trial_id)
         self.search.waiting.insert(0, (point, trial.repeat))
-
-    def close(self, in_time: bool) -> None:
-        """What runs when the time is over has been stopped; a population's members go on when the same sweep is begun again. What is left
-        before that, Tune gave up without a word, as it does where a process does not let go of the trial before."""
-        for trial_id in list(self.running):
-            if in_time:
-                self.over(trial_id, "failed", {}, "its process could not be used again.")
-            elif self.search.population is None:
-                self.over(trial_id, "stopped", {}, "")
 
     def save(self, checkpoint_path: str) -> None:
         """Trials are kept in the storage."""
@@ -181,6 +173,8 @@ class Watch(Callback):
     def __init__(self, asking: Asking, beats: Any) -> None:
         self.asking, self.beats = asking, beats
         self.looked = time.monotonic()
+        self.given_up: set[str] = set()
+        """Trials that Tune has ended and told nobody of, as it does where a process does not let go of the trial before."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._alive(trial)  # so that one which never gives a sign is missed, too
@@ -200,6 +194,13 @@ class Watch(Callback):
         if time.monotonic() - self.looked < HEARTBEAT_S:
             return
         self.looked = time.monotonic()
+        ended = {trial.trial_id for trial in trials if trial.is_finished() and trial.trial_id in self.asking.running}
+        for trial_id in ended & self.given_up:  # at the second look: else it may only not have been told yet
+            self.asking.search.context.progress(
+                f"  point {self.asking.running[trial_id][1].point}: its process could not be used again; it gets another"
+            )
+            self.asking.again(trial_id)
+        self.given_up = ended
         begun = {
             self.asking.running[trial.trial_id][1].name: trial
             for trial in trials

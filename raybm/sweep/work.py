@@ -78,6 +78,12 @@ def run_trial(config: dict[str, Any]) -> None:
         return
     finally:
         gc.collect()  # the next trial of this process wants the memory
+    trained, every = records["train"].metrics, JobSpec.parse(config["job"]).train.validate_every_steps
+    pause = config["until"] and config["until"] * (every or round(trained["steps"] / trained["epochs"]))
+    if pause and pause < trained["steps"]:
+        what = f"the same values have been trained to the end (step {trained['steps']}) already, past the exchange at step {pause}."
+        raytune.report({**told, ERROR: f"{what} Give the job another seed or storage."})
+        return
     raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
 
 

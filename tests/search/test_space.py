@@ -59,7 +59,12 @@ def test_every_combination_once_and_conditions() -> None:
 
 def test_what_is_probed() -> None:
     found = list(probes(space(a=[1, 2], b={"uniform": [0, 1], "when": {"a": [2, 3]}})))
-    assert found == [("a", {"a": 1}), ("a", {"a": 2}), ("b", {"a": 2, "b": 0.0}), ("b", {"a": 2, "b": 1.0})]
+    assert found[:2] == [("a", {"a": 1}), ("a", {"a": 2})] and {name for name, _ in found[2:]} == {"b"}
+    drawn = [point["b"] for _, point in found[2:]]
+    assert (drawn[0], drawn[-1]) == (0.0, 1.0) and any(0 < value < 1 for value in drawn) and {point["a"] for _, point in found[2:]} == {2}
+    assert min(Dimension(normal=(1.0, 0.5)).probes()) < 0, "what may be drawn, if rarely"
+    assert Dimension(normal=(1.0, 0.5)).scaled(3.3, 2.0) == Dimension(normal=(1.0, 0.5)).value(1.0)
+    assert Dimension(randint=(1, 10**9)).values() == range(1, 10**9 + 1)
 
 
 def test_paths() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ GRID = {"space": {"train.lr": [0.1, 0.2], "train.global_batch": [8, 16]}, "sampl
         ({"space": {"train.lr": [0.1]}, "objectives": {"train.energy_kwh": "min"}}, "Set train.energy: true"),
         ({"space": {}}, "sweep.space"),
         ({"space": {"train.lr": {"uniform": [0, 1]}}, "sampler": {"kind": "grid"}}, "a grid cannot list the values of train.lr"),
+        ({"space": {"train.max_steps": {"randint": [1, 10**9]}}, "sampler": {"kind": "grid"}}, "a grid of 1,000,000,000 points"),
+        ({"space": {"train.lr": {"choice": [1.0], "when": {"train.optimizer": []}}}}, "train.lr wants one of no values"),
+        (
+            {"space": {"train.lr": [1.0]}, "sampler": {"kind": "cma_es"}, "objectives": {"validation.loss": "min", "train.seconds": "min"}},
+            "cma_es goes by one objective",
+        ),
         ({"space": {"train.lr": [1]}, "objectives": {"evaluate.accuracy": "max"}}, "no stage reports evaluate.accuracy"),
         ({"space": {"train.lr": [1]}, "objectives": {"validation.los": "min"}}, "Did you mean 'validation.loss'?"),
         ({"space": {"train.lr": [1]}, "budget": {"trials": 0}}, "sweep.budget.trials"),
@@ -295,3 +302,39 @@ def test_the_page(tmp_path: Path) -> None:
 
 def test_a_page_of_nothing(tmp_path: Path) -> None:
     assert "nothing finished" in write(search(tmp_path, GRID), tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("objective", "split", "wrong"),
+    [
+        ("validation.loss", {"validation": 0.0}, "validation.loss needs a validation split"),
+        ("evaluate.loss", {"test": 0.0}, "evaluate.loss needs a test split"),
+    ],
+)
+def test_objectives_need_rows(tmp_path: Path, objective: str, split: dict[str, float], wrong: str) -> None:
+    with pytest.raises(SpecError, match=wrong):
+        data = {"sources": [{"kind": "text", "path": "text.txt"}], "split": split}
+        job(tmp_path, {"space": {"train.lr": [1e-3, 1e-2]}, "objectives": {objective: "min"}}, data=data)
+
+
+def test_a_score_that_is_no_number_never_wins(tmp_path: Path) -> None:
+    found = search(tmp_path, {"space": {"train.lr": [1e-3, 1e-2]}, "sampler": {"kind": "grid"}})
+    for loss in (math.nan, 2.0):
+        following = found.next()
+        assert following is not None
+        point, trial = following
+        found.ended(point, trial.model_copy(update={"end": "finished", "metrics": {"validation.loss": loss}}))
+    assert [point.end for point in found.points] == ["failed", "finished"]
+    assert found.points[0].trials[0].error == "validation.loss is nan." and found.winner().train.lr == 1e-2
+
+
+def test_a_population_begins_elsewhere_than_other_searches(tmp_path: Path) -> None:
+    """Their trainings would be past its exchanges."""
+    plain = {"space": POPULATION["space"], "sampler": POPULATION["sampler"]}
+    other = POPULATION | {"scheduler": {"kind": "pbt", "size": 3, "every": 2}}
+    begun = []
+    for place, sweep in enumerate((plain, POPULATION, other, POPULATION)):
+        (tmp_path / str(place)).mkdir()
+        begun.append(search(tmp_path / str(place), sweep).next())
+    first, second, third, again = [following[1].start["train.lr"] for following in begun if following]
+    assert len({first, second, third}) == 3 and again == second
