@@ -1,4 +1,5 @@
-"""Nothing is lost: answers under load while replicas are killed, come and go, and new versions of model and gateway are deployed."""
+"""Nothing is lost: answers under load while replicas are killed, come and go, nodes are drained, and new
+versions of model and gateway are deployed."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ import asyncio
 import json
 import os
 import signal
-import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -19,8 +21,11 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 from ray import serve
+from ray.util.state import list_actors
 
+from raybm.core.ports import free_ports
 from raybm.engines.transformers.spec import Transformers
 from raybm.serving.app import application
 from raybm.spec import ServeSpec
@@ -70,8 +75,7 @@ def wait(condition: Any, timeout_s: float = 60) -> None:
 class Service:
     def __init__(self, folder: Path) -> None:
         self.folder = tiny.language_model(folder, context=2000)
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         serve.start("HeadOnly", {"host": "127.0.0.1", "port": port})
         self.url = f"http://127.0.0.1:{port}/faults"
         self.deploy(replicas=1)
@@ -92,6 +96,11 @@ class Service:
         spec = ServeSpec.parse({"models": models, "gateway": {"cpus": 0.1, "request_timeout_s": 60, "max_inputs": version}})
         loaders = {"lm": partial(language_model, self.folder), "size": LengthClassifier}
         serve.run(application(spec, loaders), name="faults", route_prefix="/faults")
+
+    def undisturbed(self) -> list[str]:
+        """The answers to QUESTIONS."""
+        answers = [httpx.post(f"{self.url}/v1/completions", json=question(place), timeout=60) for place in range(len(QUESTIONS))]
+        return [answer.json()["choices"][0]["text"] for answer in answers]
 
 
 class Load:
@@ -161,15 +170,64 @@ def question(place: int) -> dict[str, Any]:
     return {"model": "lm", "max_tokens": 60, **QUESTIONS[place]}
 
 
-@pytest.fixture
-def service(ray_session: Any, tmp_path: Path) -> Iterator[Service]:
-    yield Service(tmp_path)
+@pytest.fixture(scope="module")
+def service(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    yield Service(tmp_path_factory.mktemp("faults"))
     serve.shutdown()
 
 
+SECOND = """
+import signal, sys
+from ray._private.node import Node  # `ray start` would not stay on loopback
+from ray._private.parameter import RayParams
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+there = RayParams(gcs_address=sys.argv[1], num_cpus=2, node_ip_address="127.0.0.1", min_worker_port=0, max_worker_port=0)
+node = Node(there, head=False, shutdown_at_exit=False, spawn_reaper=False)
+signal.sigwait([signal.SIGTERM])
+node.kill_all_processes(check_alive=False, allow_graceful=True)
+"""
+
+
+@contextmanager
+def second_node(address: str) -> Iterator[str]:
+    """One more for the session's Ray, on this machine. Its id."""
+    known = {node["NodeID"] for node in ray.nodes()}
+    process = subprocess.Popen([sys.executable, "-c", SECOND, address], env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    try:
+        wait(lambda: len(ray.nodes()) > len(known))
+        yield next(node["NodeID"] for node in ray.nodes() if node["NodeID"] not in known)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def drain(node: str, address: str) -> None:
+    """As an autoscaler does before it takes a node away."""
+    ray_command, reason = Path(sys.executable).with_name("ray"), ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+    command = [ray_command, "drain-node", "--address", address, "--node-id", node, *reason, "--deadline-remaining-seconds", "120"]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def replicas_on(node: str) -> list[str]:
+    actors = list_actors(filters=[("node_id", "=", node), ("state", "=", "ALIVE")])
+    return [actor.name for actor in actors if actor.class_name.startswith("ServeReplica")]
+
+
+def test_a_node_that_is_drained_loses_no_answer(service: Service, ray_session: str) -> None:
+    with Load(service.url, service.undisturbed()) as load:
+        with second_node(ray_session) as node:
+            service.deploy(replicas=2, version=2)
+            assert replicas_on(node)
+            load.wait_for_more()
+            drain(node, ray_session)
+            wait(lambda: not replicas_on(node), 120)
+            load.wait_for_more()
+        load.wait_for_more()
+    assert set(load.got) == set(OK), load.got
+
+
 def test_no_answer_is_lost(service: Service) -> None:
-    expected = [httpx.post(f"{service.url}/v1/completions", json=question(place), timeout=60) for place in range(len(QUESTIONS))]
-    with Load(service.url, [answer.json()["choices"][0]["text"] for answer in expected]) as load:
+    with Load(service.url, service.undisturbed()) as load:
         load.wait_for_more()
         service.deploy(replicas=2)
         first, second = processes(service.folder)
