@@ -13,6 +13,7 @@ RaybmError                exit 1   something failed that the user could not have
 │   ├── Conflict          exit 5   somebody else wrote first (compare-and-swap lost)
 ├── DeadlineExceeded      exit 6   something that was waited for did not come in time
 ├── Overloaded            exit 7   no room for another request; try again later
+├── EngineDied            exit 1   a served model computes no more; its replica is replaced
 ├── UpstreamFailed        exit 8   an endpoint that is not ours failed, or cannot be reached
 └── Cancelled             exit 130 the user asked for the run to stop
 ```
@@ -44,6 +45,10 @@ class RaybmError(Exception):
 
 def _rebuild(cls: type[RaybmError], what: str, where: str, remedy: str) -> RaybmError:
     return cls(what, where=where, remedy=remedy)
+
+
+class EngineDied(RaybmError):
+    pass
 
 
 class UserError(RaybmError):

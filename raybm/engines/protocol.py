@@ -24,6 +24,7 @@ class GenerateRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
+    drawn: bool = False  # the seed is the gateway's own, so that another replica can go on
     stop: tuple[str, ...] = ()
     written: tuple[int, ...] = ()  # the answer's tokens so far, out of the `ids` of another replica's deltas: go on behind them
     frequency_penalty: float = 0.0  # taken from a token's logit for each time that the answer has it already

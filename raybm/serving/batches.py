@@ -14,7 +14,8 @@ from raybm.serving.files import ExpiresAfter, bounded
 from raybm.serving.gateway import Gateway
 from raybm.serving.offline.record import Batch, Batches, BatchObject, Endpoint
 from raybm.serving.offline.stored import Files
-from raybm.serving.paging import ERRORS, Listed, Page, body, query, read
+from raybm.serving.paging import ERRORS, Listed, Page, body, query
+from raybm.serving.wire import read
 
 
 class NewBatch(BaseModel):

@@ -107,5 +107,5 @@ class Tries:
 def _drawn(request: GenerateRequest) -> GenerateRequest:
     """With a seed where chance decides, so that another replica goes on with the same draws."""
     if request.temperature and request.seed is None:
-        return replace(request, seed=secrets.randbits(63))
+        return replace(request, seed=secrets.randbits(63), drawn=True)
     return request

@@ -18,8 +18,8 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.limits import BYTES_PER_S, BodyTooLarge
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import FileObject, Files
-from raybm.serving.paging import ERRORS, Listed, Page, body, query, read
-from raybm.serving.wire import InvalidRequest
+from raybm.serving.paging import ERRORS, Listed, Page, body, query
+from raybm.serving.wire import InvalidRequest, read
 
 FIELDS_MAX, FIELD_BYTES = 8, 4096
 FORM_BYTES = 65_536  # of a form around its file

@@ -69,7 +69,7 @@ class Gateway:
             request.state.timeout_s = self.limits.timeout_s(request)
             request.state.deadline = now() + request.state.timeout_s
             async with asyncio.timeout_at(request.state.deadline):
-                query = kind.read(await self.limits.body(request))
+                query = wire.read(kind, await self.limits.body(request))
                 self.limits.inputs(query.inputs())
                 model = self.cached(request, query.model)
                 request.state.model = query.model

@@ -1,31 +1,16 @@
-"""What files and batches share: reading parameters, and lists in pages (https://platform.openai.com/docs/api-reference)."""
+"""What files and batches share: what FastAPI is told of them, and lists in pages (https://platform.openai.com/docs/api-reference)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from raybm.serving.offline.stored import Missing
-from raybm.serving.wire import InvalidRequest
 
 LIMIT_MAX = 10_000  # OpenAI's; a page holds PAGE_MAX of them, and says that there is more
 PAGE_MAX = 100
-M = TypeVar("M", bound=BaseModel)
-
-
-def read(cls: type[M], data: dict[str, Any] | bytes) -> M:
-    """Raises InvalidRequest, which never repeats a value."""
-    try:
-        return cls.model_validate_json(data) if isinstance(data, bytes) else cls.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "extra_forbidden":
-        raise InvalidRequest("a key is not supported here.", remedy=f"There are: {', '.join(cls.model_fields)}.")
-    param = str(first["loc"][0]) if first["loc"] else None
-    raise InvalidRequest(f"{param or 'body'}: {first['msg']}.", param=param)
-
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is wrong."},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from ray import serve
 
-from raybm.core.errors import RaybmError, Unsupported
+from raybm.core.errors import EngineDied, RaybmError, Unsupported, UserError
 from raybm.core.signature import Protocol
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokenizes, Tokens
 from raybm.serving import coldstart, tracing
@@ -19,6 +20,8 @@ from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.watch import Origin, Watch
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 _ASKS: dict[Protocol, str] = {
     "generates": "/v1/chat/completions and /v1/completions",
@@ -33,7 +36,7 @@ class Replica:
     async def __init__(self, name: str, load: Callable[[], Any], max_batch: int, batch_wait_ms: float, version: str = "") -> None:  # type: ignore[misc]  # Serve awaits it
         log_with_serve()
         stay_on_loopback()
-        self.name = name
+        self.name, self.closed = name, False
         self.watch = Watch(name, version, tracing.tracer("raybm-replica"))
         self.engine, self.parts = await coldstart.started(load)
         self.watch.started(self.parts)
@@ -43,6 +46,7 @@ class Replica:
         logger.info("model %s is ready: %s; started in %s", name, ", ".join(self.engine.signature.protocols), coldstart.line(self.parts))
 
     def __del__(self) -> None:
+        self.closed = True
         if engine := getattr(self, "engine", None):  # None: the model did not load
             engine.close()
 
@@ -65,6 +69,7 @@ class Replica:
             try:
                 return await getattr(self, method)(argument)
             except RaybmError as error:
+                self._end_if_dead(error)
                 return error
 
     async def stream(self, request: GenerateRequest, origin: Origin | None = None) -> AsyncIterator[Delta | RaybmError]:
@@ -74,7 +79,16 @@ class Replica:
                 async for delta in self.generate(request):
                     yield delta
             except RaybmError as error:
+                self._end_if_dead(error)
                 yield error
+
+    def _end_if_dead(self, error: RaybmError) -> None:
+        """A process whose engine is dead would refuse everything at once, and so be asked more than the others until Serve's next looks
+        at its health. Its end is noticed at once: the requests go to other replicas, and it is replaced."""
+        if isinstance(error, EngineDied) and not self.closed:
+            logger.critical("%s: %s This process ends.", self.name, error)
+            logging.shutdown()
+            os._exit(1)
 
     def _needs(self, protocol: Protocol) -> None:
         can: tuple[Protocol, ...] = self.engine.signature.protocols
@@ -106,13 +120,13 @@ class Replica:
         self._needs("embeds")
         if isinstance(self.engine, Relays):
             return await self.engine.embed_async(texts)
-        rows = await asyncio.gather(*(self._embed(text) for text in texts))
+        rows = await _all(self._embed(text) for text in texts)
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows of the signature's inputs → rows of its outputs."""
         self._needs("predicts")
-        return list(await asyncio.gather(*(self._predict(row) for row in rows)))
+        return list(await _all(self._predict(row) for row in rows))
 
     async def tokenize(self, asked: tuple[GenerateRequest, bool]) -> Tokens:
         """`asked`: the prompt or messages, and whether with what the tokenizer puts around a prompt."""
@@ -127,13 +141,38 @@ class Replica:
         return self.engine
 
     @serve.batch
-    async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
+    async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int] | Exception]:
         self.watch.batch(len(texts))
-        result: Embeddings = await asyncio.to_thread(self.engine.embed, texts)
-        return list(zip(result.vectors, result.tokens or (0,) * len(texts), strict=True))
+        return await asyncio.to_thread(_each, self._vectors, texts)
 
     @serve.batch
-    async def _predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def _predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any] | Exception]:
         self.watch.batch(len(rows))
-        answers: list[dict[str, Any]] = await asyncio.to_thread(self.engine.predict, rows)
-        return answers
+        return await asyncio.to_thread(_each, self.engine.predict, rows)
+
+    def _vectors(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
+        result: Embeddings = self.engine.embed(texts)
+        return list(zip(result.vectors, result.tokens or (0,) * len(texts), strict=True))
+
+
+def _each(compute: Callable[[list[T]], list[R]], inputs: list[T]) -> list[R | Exception]:
+    """Results of a batch, in which several requests meet: an input that the engine cannot take is an error of its own request only."""
+    try:
+        return list(compute(inputs))
+    except Exception as error:  # an edge between requests
+        if isinstance(error, EngineDied):
+            raise
+        return [error] if len(inputs) == 1 else [one for each in inputs for one in _each(compute, [each])]
+
+
+async def _all(asked: Iterable[Awaitable[R | Exception]]) -> list[R]:
+    """What came of the inputs of one request. Raises the first error."""
+    found = await asyncio.gather(*asked)
+    results: list[R] = []
+    for place, result in enumerate(found):
+        if isinstance(result, UserError) and len(found) > 1:
+            raise type(result)(f"input {place}: {result.what}", where=result.where, remedy=result.remedy)
+        if isinstance(result, Exception):
+            raise result
+        results.append(result)
+    return results

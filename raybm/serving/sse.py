@@ -57,8 +57,8 @@ async def events(
             index, delta = following
             tokens, prompt_tokens = tokens + delta.tokens, delta.prompt_tokens
             if index not in begun or delta.text or delta.calls or delta.logprobs or delta.finish_reason:
+                yield event(head | {"choices": [query.piece(delta, index, first=index not in begun)]})
                 begun.add(index)
-                yield event(head | {"choices": [query.piece(delta, index)]})
             following = await anext(rest, None)
     except Exception as error:  # noqa: BLE001  an edge: the status line is out, so the error goes into the stream
         broken(error)

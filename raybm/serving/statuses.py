@@ -17,7 +17,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, Unsupported, UpstreamFailed, UserError
+from raybm.core.errors import (
+    DeadlineExceeded,
+    EngineDied,
+    NotFound,
+    Overloaded,
+    StorageError,
+    Unsupported,
+    UpstreamFailed,
+    UserError,
+)
 from raybm.serving.auth import Unauthenticated
 from raybm.serving.limits import BodyTooLarge, BodyTooSlow, HeadersTooLarge, RateLimited, Refused
 from raybm.serving.offline.stored import Missing
@@ -39,7 +48,7 @@ CLIENT_LEFT = 499  # nginx's number for a client that left before the answer; no
 _BUSY = "the model has no room for another request now. Try again."
 _GONE = "the replica that worked on this went away. Try again."
 
-LOST = (RayActorError, ReplicaUnavailableError, NodeDiedError, WorkerCrashedError, ObjectLostError, AioRpcError)
+LOST = (EngineDied, RayActorError, ReplicaUnavailableError, NodeDiedError, WorkerCrashedError, ObjectLostError, AioRpcError)
 """The replica went away, or the way to it; another may answer. Errors that an engine raises are none of these."""
 
 # The first class that an error is an instance of decides. What is not here is a 500 that tells nothing of our insides.
@@ -58,6 +67,7 @@ TABLE: tuple[tuple[type[BaseException], Status], ...] = (
     (DeploymentUnavailableError, Status(503, "server_error", "model_unavailable", "the model is not running.", 10)),
     *((kind, Status(503, "server_error", "replica_lost", _GONE, 1)) for kind in LOST),
     (ClientDisconnect, Status(CLIENT_LEFT, "invalid_request_error", "client_left", "the client left.")),
+    (StorageError, Status(503, "server_error", "storage_unavailable", "the storage of files and batches does not answer. Try again.", 1)),
     (UpstreamFailed, Status(502, "server_error", "upstream_failed")),
     (DeadlineExceeded, Status(504, "server_error", "deadline_exceeded")),
     (TimeoutError, Status(504, "server_error", "deadline_exceeded", "the answer did not come before the request's deadline.")),

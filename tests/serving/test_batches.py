@@ -165,7 +165,7 @@ def test_too_many_lines(tmp_path: Path) -> None:
         ({"metadata": {"k": 1}}, "metadata"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after"),
-        ({"colour": "red"}, None),
+        ({"colour": "red"}, "colour"),
         ({"input_file_id": None}, "input_file_id"),
     ],
 )

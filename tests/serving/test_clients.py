@@ -70,6 +70,12 @@ def test_official_client(client: openai.OpenAI) -> None:
         openai.OpenAI(api_key="wrong", base_url=client.base_url, max_retries=0).models.list()
 
 
+def test_official_client_puts_a_stream_together(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(model="chat", messages=USER) as stream:  # type: ignore[arg-type]
+        message = stream.get_final_completion().choices[0].message
+    assert (message.role, message.content) == ("assistant", "one two")
+
+
 def test_official_client_calls_tools(client: openai.OpenAI) -> None:
     create: Any = client.chat.completions.create
     answer = create(model="chat", messages=USER, tools=[TOOL], tool_choice="required")

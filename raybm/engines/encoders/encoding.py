@@ -71,7 +71,15 @@ class Encoder(Loaded):
         with self.tokenizing:
             encoded = self.tokenizer(list(texts), truncation=True, max_length=self.signature.max_length)
         names = [name for name in self.tokenizer.model_input_names if name in encoded]
-        yield from self.padded([{name: encoded[name][i] for name in names} for i in range(len(texts))])
+        yield from self.padded([self._some({name: encoded[name][i] for name in names}) for i in range(len(texts))])
+
+    def _some(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
+        """A text that is no token (an empty one, where the tokenizer puts nothing around it) is an unknown one."""
+        if row["input_ids"]:
+            return row
+        known = (self.tokenizer.unk_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        filler = next((one for one in known if one is not None), 0)
+        return {name: [filler] if name == "input_ids" else [int(name == "attention_mask")] for name in row}
 
     def padded(self, rows: Sequence[Mapping[str, list[int]]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """The places of some rows of token ids and their inputs, padded on the right; the longest first: what does not fit in memory

@@ -23,7 +23,7 @@ def asked(spec: Remote, request: GenerateRequest) -> tuple[str, Json]:
     """The path and the body of a request. Raises UserError: neither prompt nor messages."""
     body: Json = {"model": spec.model, "temperature": request.temperature, "top_p": request.top_p}
     wanted: Json = {
-        "seed": request.seed,
+        "seed": None if request.drawn else request.seed,
         "stop": list(request.stop) or None,
         "frequency_penalty": request.frequency_penalty or None,
         "presence_penalty": request.presence_penalty or None,
@@ -89,8 +89,9 @@ class Stream:
         if self.last is None:
             return None
         last, calls = self.last, tuple(ToolCall(index, *self.calls[index]) for index in sorted(self.calls))
-        written = self.usage.get("completion_tokens", self.tokens + bool(last.text))
-        new, prompt = max(0, written - self.tokens), self.usage.get("prompt_tokens", 0)
+        written = self.usage.get("completion_tokens")
+        written = self.tokens + bool(last.text) if written is None else written
+        new, prompt = max(0, written - self.tokens), self.usage.get("prompt_tokens") or 0
         return Delta(last.text, new, prompt, last.finish_reason, logprobs=last.logprobs, calls=calls)
 
 
@@ -102,12 +103,12 @@ def whole(answer: Json) -> Answer:
         ToolCall(index, call["function"]["name"], call["function"]["arguments"]) for index, call in enumerate(said.get("tool_calls") or ())
     )
     reason = _reason(choice.get("finish_reason")) or "stop"
-    counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 1)
+    counts = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 1
     return Answer(text or "", reason, *counts, logprobs=_chosen(choice.get("logprobs"), 0), calls=calls)
 
 
 def _reason(given: str | None) -> FinishReason | None:
-    if given is None:
+    if not given:
         return None
     return "length" if given == "length" else "tool_calls" if given in ("tool_calls", "function_call") else "stop"
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybm.core.errors import Overloaded, RaybmError, UserError
+from raybm.core.errors import EngineDied, Overloaded, RaybmError, UserError
 from raybm.core.signature import Signature
 from raybm.engines import toolcalls
 from raybm.engines.prompts import answer_limit, prompt_ids, style
@@ -128,7 +128,7 @@ class Generator:
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
         self.changed = threading.Condition()  # guards `waiting` and `ended`
-        self.ended: RaybmError | None = None
+        self.ended: EngineDied | None = None
         self.thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self.thread.start()
 
@@ -170,7 +170,7 @@ class Generator:
 
     def close(self) -> None:
         with self.changed:
-            self.ended = self.ended or RaybmError("the engine was closed.", remedy="Send the request again.")
+            self.ended = self.ended or EngineDied("the engine was closed.", remedy="Send the request again.")
             self.changed.notify()
         self.thread.join(CLOSE_TIMEOUT_S)
 
@@ -241,7 +241,7 @@ class Generator:
                     self._turn()
         except Exception as error:  # the thread's edge: whoever waits must hear of it
             logger.exception("generation broke down")
-            self.ended = RaybmError(
+            self.ended = EngineDied(
                 f"generation broke down: {type(error).__name__}: {error}", remedy="See the replica's log; it is started again."
             )
         finally:
@@ -252,7 +252,7 @@ class Generator:
             del self.batch  # and with it the model
             for answer in left:
                 if not answer.over:
-                    answer.send(_copy(self.ended or RaybmError("generation ended.")))
+                    answer.send(_copy(self.ended or EngineDied("generation ended.")))
 
     def _wait(self) -> bool:
         """Sleeps until there is something to do. True: the engine was closed."""
@@ -296,9 +296,9 @@ def _likely(vocabulary: Vocabulary, token: int, logprob: float) -> Likely:
     return Likely(raw.decode("utf-8", "replace"), raw, logprob)
 
 
-def _copy(error: RaybmError) -> RaybmError:
+def _copy(error: EngineDied) -> EngineDied:
     """An exception of its own for each waiter: tracebacks grow on what is raised."""
-    return RaybmError(error.what, where=error.where, remedy=error.remedy)
+    return EngineDied(error.what, where=error.where, remedy=error.remedy)
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from raybm.core.errors import RaybmError, Unsupported, UserError
+from raybm.core.errors import EngineDied, RaybmError, Unsupported, UserError
 from raybm.core.signature import Signature
 from raybm.engines import toolcalls
 from raybm.engines.loop import Loop
@@ -105,9 +105,9 @@ class VllmEngine:
 
     def check(self) -> None:
         if self._closed:
-            raise RaybmError("the engine was closed.", remedy="Send the request again.")
+            raise EngineDied("the engine was closed.", remedy="Send the request again.")
         if self._llm.errored:
-            raise RaybmError("vLLM's engine died.", remedy="See the replica's log; it is started again.")
+            raise EngineDied("vLLM's engine died.", remedy="See the replica's log; it is started again.")
 
     def close(self) -> None:
         if not self._closed:
@@ -145,7 +145,9 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
         )
         names = [tool["function"]["name"] for tool in request.tools]
-        answer = _Answer(len(ids), self.vocabulary, self._ends, toolcalls.CallStream(calls, names) if calls else None)
+        answer = _Answer(
+            len(ids), self.vocabulary, self._ends, toolcalls.CallStream(calls, names) if calls else None, request.logprobs or 0
+        )
         # Where it can be gone on with: a prompt restores nothing of what the other ways to choose a token remember.
         penalties = request.frequency_penalty or request.presence_penalty
         remembers = request.stop or schema or request.tools or penalties or request.logprobs is not None
@@ -190,8 +192,10 @@ async def _start(spec: Vllm, folder: Path) -> Any:
 class _Answer:
     """From vLLM's pieces of one answer to ours."""
 
-    def __init__(self, prompt_tokens: int, vocabulary: Vocabulary, ends: frozenset[int], calls: toolcalls.CallStream | None) -> None:
-        self.prompt_tokens, self.vocabulary, self.ends, self.calls = prompt_tokens, vocabulary, ends, calls
+    def __init__(
+        self, prompt_tokens: int, vocabulary: Vocabulary, ends: frozenset[int], calls: toolcalls.CallStream | None, top: int
+    ) -> None:
+        self.prompt_tokens, self.vocabulary, self.ends, self.calls, self.top = prompt_tokens, vocabulary, ends, calls, top
         self.offset = 0  # characters of the tokens so far
         self.tells = False  # the ids of its tokens
         self.over: FinishReason | None = None  # before it began
@@ -219,7 +223,8 @@ class _Answer:
             if token in self.ends:  # no part of the text
                 continue
             ranked = sorted(likely.items(), key=lambda entry: entry[1].rank)
-            chosen, *top = [self._one(token, likely[token].logprob), *(self._one(other, found.logprob) for other, found in ranked)]
+            chosen = self._one(token, likely[token].logprob)
+            top = [self._one(other, found.logprob) for other, found in ranked[: self.top]]  # vLLM adds the chosen one
             made.append(Chosen(chosen.token, chosen.bytes, chosen.logprob, self.offset, tuple(top)))
             self.offset += len(chosen.token)
         return made

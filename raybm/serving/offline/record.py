@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from raybm.core.errors import Conflict, NotFound, UserError
 from raybm.core.spec import Spec
@@ -15,7 +15,6 @@ RECORD = "batch.json"
 WINDOW_S = 24 * 3600
 SWAPS = 50  # two writers meet once or twice; more is a fault
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"]
-ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 ENDED: tuple[Status, ...] = ("failed", "completed", "expired", "cancelled")
 
@@ -127,8 +126,11 @@ class Batches:
         """The worker notices. Raises Missing, and UserError for one that is at its end."""
 
         def cancelling(batch: Batch) -> Batch:
-            if batch.status in ("validating", "in_progress"):
-                return batch.model_copy(update={"status": "cancelling", "cancelling_at": int(self._clock())})
+            now = int(self._clock())
+            if batch.status == "validating":  # no request of it has been asked, and it may wait for long until a worker sees to it
+                return batch.model_copy(update={"status": "cancelled", "cancelling_at": now, "cancelled_at": now})
+            if batch.status == "in_progress":
+                return batch.model_copy(update={"status": "cancelling", "cancelling_at": now})
             if batch.status == "cancelling":
                 return batch
             raise UserError(f"a batch that is {batch.status} cannot be cancelled.")

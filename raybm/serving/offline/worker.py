@@ -74,13 +74,25 @@ class Worker:
         loop = asyncio.get_running_loop()
         folder = self._tools.batches.folder(batch.tenant, batch.id)
 
+        held = asyncio.Event()
+
+        async def begin() -> None:
+            await held.wait()
+            await self._begin(key)
+
+        work = asyncio.create_task(begin())
+
         def lost(_: Conflict) -> None:
             loop.call_soon_threadsafe(work.cancel)
 
         lease = Lease(folder, self._holder, TAKE_OVER_S, logger.info, lost)
-        await loop.run_in_executor(self._waiting, lease.__enter__)
         try:
-            work = asyncio.create_task(self._begin(key))
+            await loop.run_in_executor(self._waiting, lease.__enter__)
+        except BaseException:
+            work.cancel()
+            raise
+        held.set()
+        try:
             await asyncio.wait([work])
         finally:
             await asyncio.to_thread(lease.__exit__, None, None, None)

@@ -1,6 +1,6 @@
 """The wire: OpenAI's requests and answers, vLLM's, and ours for predictions. Knows no Ray and no engine."""
 
-from raybm.serving.wire.base import Inputs, InvalidRequest, Json, Wire, usage
+from raybm.serving.wire.base import Inputs, InvalidRequest, Json, Wire, read, usage
 from raybm.serving.wire.chat import Chat
 from raybm.serving.wire.completion import Completion
 from raybm.serving.wire.generation import Generation
@@ -28,5 +28,6 @@ __all__ = [
     "Wire",
     "model",
     "models",
+    "read",
     "usage",
 ]

@@ -6,7 +6,7 @@ dropped.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -14,6 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from raybm.core.errors import UserError
 
 Json = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 NAME_MAX = 100  # characters
 
 HARMLESS = (
@@ -91,25 +92,25 @@ class Wire(Part):
     model: str
     """Its name, as GET /v1/models lists them."""
 
-    @classmethod
-    def read(cls, body: bytes) -> Self:
-        """Raises InvalidRequest, which never repeats the request's values."""
-        try:
-            return cls.model_validate_json(body)
-        except ValidationError as error:
-            mistakes = error.errors(include_url=False, include_context=False, include_input=False)
-        texts = []
-        for mistake in mistakes[:3]:
-            path = ".".join(str(part) for part in mistake["loc"] if _repeatable(part))
-            unknown = mistake["type"] == "extra_forbidden"
-            what = "is not supported here; leave it out" if unknown else mistake["msg"].removeprefix("Value error, ")
-            texts.append(f"{path or ('a key' if unknown else 'body')}: {what}.")
-        first = mistakes[0]["loc"][:1]
-        raise InvalidRequest(" ".join(texts), param=str(first[0]) if first and _repeatable(first[0]) else None)
-
     def inputs(self) -> int:
         """How many texts, rows or pictures the request holds."""
         return 1
+
+
+def read(cls: type[M], document: bytes | Json) -> M:
+    """Raises InvalidRequest, which never repeats the request's values."""
+    try:
+        return cls.model_validate_json(document) if isinstance(document, bytes) else cls.model_validate(document)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    texts = []
+    for mistake in mistakes[:3]:
+        path = ".".join(str(part) for part in mistake["loc"] if _repeatable(part))
+        unknown = mistake["type"] == "extra_forbidden"
+        what = "is not supported here; leave it out" if unknown else mistake["msg"].removeprefix("Value error, ")
+        texts.append(f"{path or ('a key' if unknown else 'body')}: {what}.")
+    first = mistakes[0]["loc"][:1]
+    raise InvalidRequest(" ".join(texts), param=str(first[0]) if first and _repeatable(first[0]) else None)
 
 
 def _repeatable(part: str | int) -> bool:

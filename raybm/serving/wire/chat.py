@@ -232,11 +232,13 @@ class Chat(Generation):
             message["tool_calls"] = calls
         return {"index": index, "message": message, "logprobs": self._logprobs(whole), "finish_reason": whole.finish_reason}
 
-    def piece(self, delta: Delta, index: int) -> Json:
+    def piece(self, delta: Delta, index: int, *, first: bool) -> Json:
         calls = [{"index": call.index, **_call(call)} for call in self._wanted(delta.calls)]
-        said: Json = {"role": "assistant", "content": delta.text} if delta.text or not (calls or delta.finish_reason) else {}
+        said: Json = {"role": "assistant"} if first else {}
+        if delta.text or not (calls or delta.finish_reason):
+            said["content"] = delta.text
         if calls:
-            said |= {"role": "assistant", "tool_calls": calls}
+            said["tool_calls"] = calls
         return {"index": index, "delta": said, "logprobs": self._logprobs(delta), "finish_reason": delta.finish_reason}
 
     def _wanted(self, calls: Sequence[ToolCall]) -> list[ToolCall]:

@@ -32,7 +32,7 @@ class Completion(Generation):
         logprobs = None if self.logprobs is None else _logprobs(whole.logprobs)
         return {"index": index, "text": whole.text, "logprobs": logprobs, "finish_reason": whole.finish_reason}
 
-    def piece(self, delta: Delta, index: int) -> Json:
+    def piece(self, delta: Delta, index: int, *, first: bool) -> Json:
         return self.choice(delta, index)
 
 

@@ -75,8 +75,8 @@ class Generation(Wire, ABC):
         """A choice of an answer in one piece."""
 
     @abstractmethod
-    def piece(self, delta: Delta, index: int) -> Json:
-        """A choice of a streamed chunk."""
+    def piece(self, delta: Delta, index: int, *, first: bool) -> Json:
+        """A choice of a streamed chunk; `first`: its first."""
 
     def head(self, *, chunk: bool) -> Json:
         kind = self.CHUNK if chunk else self.OBJECT

@@ -1,0 +1,46 @@
+"""What requests that meet in one batch know of each other: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from raybm.core.errors import EngineDied, UserError
+from raybm.serving.replica import _all, _each
+
+
+def compute(rows: Sequence[str]) -> list[str]:
+    for number, row in enumerate(rows):
+        if row == "bad":
+            raise UserError(f"row {number} is bad.", where="text")
+        if row == "odd":
+            raise RuntimeError("a shape that the model has not seen")
+        if row == "end":
+            raise EngineDied("it broke down.")
+    return [row.upper() for row in rows]
+
+
+async def answered(results: Sequence[str | Exception]) -> list[str]:
+    async def one(result: str | Exception) -> str | Exception:
+        return result
+
+    return await _all(one(result) for result in results)
+
+
+def test_an_input_that_cannot_be_is_its_own_requests_error() -> None:
+    first, bad, odd, last = _each(compute, ["one", "bad", "odd", "two"])
+    assert (first, last) == ("ONE", "TWO") and isinstance(bad, UserError) and isinstance(odd, RuntimeError)
+    assert asyncio.run(answered([first, last])) == ["ONE", "TWO"]
+    with pytest.raises(UserError, match="text: input 1: row 0 is bad"):
+        asyncio.run(answered([first, bad]))
+    with pytest.raises(UserError, match="text: row 0 is bad"):
+        asyncio.run(answered([bad]))
+    with pytest.raises(RuntimeError):
+        asyncio.run(answered([odd, last]))
+
+
+def test_a_dead_engine_is_not_asked_row_by_row() -> None:
+    with pytest.raises(EngineDied):
+        _each(compute, ["one", "end"])
