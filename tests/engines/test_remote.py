@@ -22,6 +22,7 @@ from starlette.routing import Route
 from raybm.core.errors import DeadlineExceeded, NotFound, Overloaded, RaybmError, SpecError, UpstreamFailed, UserError
 from raybm.core.storage import open_storage
 from raybm.engines.protocol import Answer, GenerateRequest
+from raybm.engines.remote import wire
 from raybm.engines.remote.spec import Remote
 from raybm.engines.transformers.spec import Transformers
 from raybm.serving import statuses
@@ -313,3 +314,25 @@ def _rounded(answer: Answer, with_top: bool) -> Answer:
     chosen = [rounded(replace(one, top=tuple(map(rounded, one.top)))) for one in answer.logprobs]
     plain = [replace(one, bytes=b"", top=()) for one in chosen]  # a completion has no bytes, and one of several that look alike
     return replace(answer, logprobs=tuple(chosen if with_top else plain))
+
+
+def test_what_the_endpoint_is_told_of_seeds_and_schemas() -> None:
+    spec = Remote.parse({"kind": "remote", "url": "http://127.0.0.1:1/v1", "model": "m"})
+    messages = [{"role": "user", "content": "?"}]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    _, drawn = wire.asked(spec, GenerateRequest(messages=messages, seed=5, drawn=True))
+    assert "seed" not in drawn, "the gateway's own is of no use there, and may be too large"
+    _, given = wire.asked(spec, GenerateRequest(messages=messages, seed=5, schema={"type": "object"}, strict=True))
+    assert given["seed"] == 5 and given["response_format"]["json_schema"]["strict"] is True
+    _, calls = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool], strict=True))
+    assert calls["tools"][0]["function"]["strict"] is True and "strict" not in tool["function"]
+    _, loose = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool]))
+    assert loose["tools"] == [tool]
+
+
+def test_counts_that_an_endpoint_leaves_out() -> None:
+    stream = wire.Stream()
+    assert stream.push({"choices": [{"delta": {"content": "a"}, "finish_reason": ""}]}) is not None, "no end"
+    assert stream.push({"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"completion_tokens": None}}) is None
+    end = stream.end()
+    assert end is not None and (end.finish_reason, end.tokens, end.prompt_tokens) == ("stop", 0, 0)

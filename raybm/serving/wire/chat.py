@@ -127,7 +127,7 @@ class Function(Part):
     parameters: JsonObject = {"type": "object", "properties": {}}
     """A JSON schema of an object."""
     strict: bool = False
-    """Ignored: a call that must be made fits its schema, and one that may be made is the model's own."""
+    """For `remote` models, which are told so. Of others a call that must be made fits its schema, and one that may be made is their own."""
 
 
 class Tool(Part):
@@ -153,7 +153,7 @@ class JsonSchema(Part):
     schema_: JsonObject = Field(default={"type": "object"}, alias="schema")
     description: str = ""
     strict: bool = False
-    """Ignored: the answer always fits the schema."""
+    """For `remote` models, which are told so. The answer of others always fits the schema."""
 
 
 class PlainText(Part):
@@ -214,13 +214,14 @@ class Chat(Generation):
         return [] if self.tool_choice == "none" else self.tools
 
     def request(self) -> GenerateRequest:
-        schema = self.response_format.json_schema.schema_ if isinstance(self.response_format, FittingJson) else None
+        fitting = self.response_format.json_schema if isinstance(self.response_format, FittingJson) else None
         return replace(
             super().request(),
             messages=plain(self.messages),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            schema={"type": "object"} if isinstance(self.response_format, AnyJson) else schema,
+            schema={"type": "object"} if isinstance(self.response_format, AnyJson) else fitting.schema_ if fitting else None,
+            strict=fitting.strict if fitting else any(tool.function.strict for tool in self._callable()),
             tools=tuple(tool.plain() for tool in self._callable()),
             must_call=self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool),
         )
