@@ -31,7 +31,7 @@ class GenerateRequest:
     presence_penalty: float = 0.0  # taken once from the logit of each token that the answer has already
     logprobs: int | None = None  # with each token its log-probability, and those of so many likeliest ones
     schema: Mapping[str, Any] | None = None  # a JSON schema that the answer must fit
-    strict: bool = False  # the client asks that schema or calls be held to the letter: for endpoints that do not do so by themselves
+    strict: tuple[str, ...] = ()  # names of tools ("": the schema) whose schemas an endpoint is to be told to hold to the letter
     tools: Sequence[Mapping[str, Any]] = ()  # functions that the model may call: {"type": "function", "function": {"name", ...}}
     must_call: bool = False  # the answer must be a call of one of `tools`
     adapter: str | None = None  # of the engine's adapters, the one to answer through

@@ -19,7 +19,7 @@ from raybm.plan.memory import Setup, activations_by_formula
 from raybm.spec.job import JobSpec
 from raybm.spec.train import BUCKET
 
-STATES = {"adamw": 8, "lion": 4, "sgd": 4, "muon": 4, "adafactor": 0}  # bytes a parameter; Adafactor keeps rows and columns only
+STATES = {"adamw": 8, "lion": 4, "sgd": 4, "muon": 8, "adafactor": 0}  # bytes a parameter; of Muon's 4 and AdamW's 8 the larger
 FEW_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # nf4 with an fp32 scale for each 64 (bitsandbytes' own block)
 HEADS_OVER_VOCABULARY = ("causal_lm", "masked_lm", "seq2seq", "preference")
 
@@ -108,12 +108,15 @@ def measure(job: JobSpec, storage: Storage) -> tuple[Shape, Row, bool] | None:
 def check_names(job: JobSpec, storage: Storage) -> None:
     """Raises UserError for adapters and frozen layers that the model does not have, and gradient checkpointing that it cannot do. Of a
     model that is not on this machine nothing is known. Loads torch for a job that asks for one of these."""
-    if not (job.model.lora or job.model.freeze or job.train.gradient_checkpointing) or (config := config_of(job.model, storage)) is None:
+    if not (job.model.lora or job.model.freeze or job.train.gradient_checkpointing):
         return
     from raybm.plan.count import Tokens, skeleton
 
-    processor = _processor(job, storage, config) or Tokens(int(config.get("vocab_size") or 0))
-    with suppress(KeyError, AttributeError, ValueError, RuntimeError):  # what only the data know of its config
+    # What only the data know of its config, or what is no model: that is told by whoever builds it.
+    with suppress(KeyError, AttributeError, ValueError, RuntimeError, TypeError, AssertionError, OSError):
+        if (config := config_of(job.model, storage)) is None:
+            return
+        processor = _processor(job, storage, config) or Tokens(int(config.get("vocab_size") or 0))
         skeleton(job.task.build(), job.model, config, job.train.gradient_checkpointing, processor)
 
 

@@ -85,12 +85,6 @@ def _counts(score: float | None) -> bool:
     return score is not None and math.isfinite(score)
 
 
-def _seed(seed: int, population: Population) -> int:
-    """Another one than that of other searches: members that begin with the values of theirs would find them trained past the first
-    exchange."""
-    return Random(f"{seed} {json.dumps(population.canonical(), sort_keys=True)}").getrandbits(32)
-
-
 class Search:
     """`run`: the name of the run it is part of."""
 
@@ -100,13 +94,15 @@ class Search:
         evaluates = any(name.startswith("evaluate.") for name in self.spec.objectives)
         self.base = job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
         self.population = self.spec.scheduler if isinstance(self.spec.scheduler, Population) else None
-        sampler = self.spec.sampler.build(job.seed if self.population is None else _seed(job.seed, self.population))
+        key = self._key()
+        # A population begins with other values than other searches, whose trainings would be past its first exchange.
+        sampler = self.spec.sampler.build(job.seed if self.population is None else Random(f"{job.seed} {key}").getrandbits(32))
         self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
         self.wanted = self.spec.budget.trials or (None if sampler is None or self.population else POINTS)
         self.points = Points(self.spec.objectives)
         self.waiting: list[tuple[Point, int]] = []
         self.exhausted = False
-        place = f"sweeps/{self._key()}"
+        place = f"sweeps/{key}"
         self.storage = context.storage.at(place)
         self.begins_with: list[dict[str, Any]] = []
         """Points to try before the sampler is asked."""
@@ -216,6 +212,11 @@ class Search:
         if point.end is not None:
             self._settle(point)
         self.context.progress(self._line(trial))
+
+    def cut(self, point: Point, trial: Trial) -> None:
+        """Note how far one is that the end of the budget ended: it goes on when the same sweep is begun again."""
+        point.trials[trial.repeat] = trial
+        self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
 
     def winner(self) -> JobSpec:
         """The whole job with the values of the best point. Raises UserError where there is none."""

@@ -54,7 +54,8 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
     hours, room = spec.budget.hours, _fitting(resources)
     asking = Asking(search, beats, spec.concurrent or room, time.monotonic() + hours * 3600 if hours else math.inf)
     search.context.progress(f"sweep: {asking.places} trials at a time" + (f"; {room} would fit" if room != asking.places else ""))
-    os.environ.update(QUIET)
+    begin = {"TUNE_MAX_PENDING_TRIALS_PG": str(asking.places)}  # trials that begin at a time; 1 where the limit is not Tune's own
+    os.environ.update(QUIET | begin)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed, we say
     folder = Path(tempfile.mkdtemp(prefix="raybm-tune-"))
     try:
@@ -107,6 +108,9 @@ class Asking(Searcher):
         self.watch = Watch(self, beats)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.over_time or self.search.spent:
+            return None if self.running else str(Searcher.FINISHED)
+        self.watch.regain()
         if len(self.running) >= self.places:
             return None
         following = self.search.next()
@@ -117,6 +121,10 @@ class Asking(Searcher):
         job = self.search.trial_job(trial).canonical()
         return {"job": job, "name": trial.name, "run": self.search.run, "until": self.search.until(trial)}
 
+    @property
+    def over_time(self) -> bool:
+        return time.monotonic() >= self.ends
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self.running and TIME in result and not OVER & set(result):
             point, trial = self.running[trial_id]
@@ -124,9 +132,11 @@ class Asking(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         result = result or {}
-        # By the end of the budget, or of the whole: such a trial goes on when the same sweep is begun again.
-        cut = not OVER & set(result) and (self.search.population is not None or self.search.spent or time.monotonic() >= self.ends)
-        if not error and not cut and trial_id in self.running:  # errors: the callback knows why
+        if error or trial_id not in self.running:  # errors: the callback knows why
+            return
+        if not OVER & set(result) and (self.search.population is not None or self.search.spent or self.over_time):
+            self.search.cut(*self.running.pop(trial_id))
+        else:
             reason = str(result.get(ERROR, ""))
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
 
@@ -173,8 +183,22 @@ class Watch(Callback):
     def __init__(self, asking: Asking, beats: Any) -> None:
         self.asking, self.beats = asking, beats
         self.looked = time.monotonic()
-        self.given_up: set[str] = set()
-        """Trials that Tune has ended and told nobody of, as it does where a process does not let go of the trial before."""
+        self.trials: list[Any] = []
+        self.given_up: dict[str, float] = {}
+        """Trials that Tune has ended without a word, as where a process does not let go of the one before; since when that is seen."""
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.trials = trials
+
+    def regain(self) -> None:
+        """Has trials that were given up begun again; not at once: an end may only not have been told yet."""
+        ended = {trial.trial_id for trial in self.trials if trial.is_finished() and trial.trial_id in self.asking.running}
+        self.given_up = {trial_id: self.given_up.get(trial_id, time.monotonic()) for trial_id in ended}
+        for trial_id, since in self.given_up.items():
+            if time.monotonic() - since > HEARTBEAT_S:
+                number = self.asking.running[trial_id][1].point
+                self.asking.search.context.progress(f"  point {number}: its process could not be used again; it gets another")
+                self.asking.again(trial_id)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._alive(trial)  # so that one which never gives a sign is missed, too
@@ -194,13 +218,7 @@ class Watch(Callback):
         if time.monotonic() - self.looked < HEARTBEAT_S:
             return
         self.looked = time.monotonic()
-        ended = {trial.trial_id for trial in trials if trial.is_finished() and trial.trial_id in self.asking.running}
-        for trial_id in ended & self.given_up:  # at the second look: else it may only not have been told yet
-            self.asking.search.context.progress(
-                f"  point {self.asking.running[trial_id][1].point}: its process could not be used again; it gets another"
-            )
-            self.asking.again(trial_id)
-        self.given_up = ended
+        self.regain()
         begun = {
             self.asking.running[trial.trial_id][1].name: trial
             for trial in trials

@@ -295,8 +295,10 @@ def _check_weights(engine: Any, step: int, lr: float, device: torch.device) -> N
 
 def _here(parameter: Any) -> torch.Tensor:
     """This rank's part of a parameter, without what fills up the last rank's."""
-    part = getattr(parameter, "ds_tensor", None)
-    return parameter.detach() if part is None else part.detach()[: max(0, parameter.ds_numel - dist.get_rank() * part.numel())]
+    part = getattr(parameter, "ds_tensor", parameter).detach()
+    if part.ndim == 0 or not hasattr(parameter, "ds_tensor"):  # 0: it lies on a disk
+        return part
+    return part[: max(0, parameter.ds_numel - dist.get_rank() * part.numel())]
 
 
 def _diverged(what: str, step: int, lr: float) -> UserError:

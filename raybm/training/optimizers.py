@@ -23,7 +23,7 @@ def optimizer(model: torch.nn.Module, train: TrainSpec) -> torch.optim.Optimizer
 
 
 def _groups(model: torch.nn.Module, train: TrainSpec) -> list[dict[str, Any]]:
-    top = 2 + max((_layer(name) or 0 for name, _ in model.named_parameters()), default=0)  # above the layers
+    top = 1 + max(((_layer(name) or 0) + 1 for name, _ in model.named_parameters() if _layer(name) is not None), default=0)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     groups: dict[tuple[bool, float, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():

@@ -319,13 +319,13 @@ def _rounded(answer: Answer, with_top: bool) -> Answer:
 def test_what_the_endpoint_is_told_of_seeds_and_schemas() -> None:
     spec = Remote.parse({"kind": "remote", "url": "http://127.0.0.1:1/v1", "model": "m"})
     messages = [{"role": "user", "content": "?"}]
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tool, other = ({"type": "function", "function": {"name": name, "parameters": {}}} for name in "fg")
     _, drawn = wire.asked(spec, GenerateRequest(messages=messages, seed=5, drawn=True))
     assert "seed" not in drawn, "the gateway's own is of no use there, and may be too large"
-    _, given = wire.asked(spec, GenerateRequest(messages=messages, seed=5, schema={"type": "object"}, strict=True))
+    _, given = wire.asked(spec, GenerateRequest(messages=messages, seed=5, schema={"type": "object"}, strict=("",)))
     assert given["seed"] == 5 and given["response_format"]["json_schema"]["strict"] is True
-    _, calls = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool], strict=True))
-    assert calls["tools"][0]["function"]["strict"] is True and "strict" not in tool["function"]
+    _, calls = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool, other], strict=("f",)))
+    assert calls["tools"] == [tool | {"function": {"name": "f", "parameters": {}, "strict": True}}, other]
     _, loose = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool]))
     assert loose["tools"] == [tool]
 

@@ -22,7 +22,7 @@ MESSAGE_MAX = 500  # characters of the endpoint's own words
 def asked(spec: Remote, request: GenerateRequest) -> tuple[str, Json]:
     """The path and the body of a request. Raises UserError: neither prompt nor messages."""
     body: Json = {"model": spec.model, "temperature": request.temperature, "top_p": request.top_p}
-    strict: Json = {"strict": True} if request.strict else {}
+    strict: Json = {"strict": True}
     wanted: Json = {
         "seed": None if request.drawn else request.seed,
         "stop": list(request.stop) or None,
@@ -33,10 +33,16 @@ def asked(spec: Remote, request: GenerateRequest) -> tuple[str, Json]:
         wanted[spec.max_tokens_key] = request.max_tokens
         wanted |= {"logprobs": True, "top_logprobs": request.logprobs} if request.logprobs is not None else {}
         if request.tools:
-            tools = [dict(tool) | {"function": tool["function"] | strict} for tool in request.tools]
+            tools = [
+                dict(tool) | {"function": tool["function"] | (strict if tool["function"]["name"] in request.strict else {})}
+                for tool in request.tools
+            ]
             wanted |= {"tools": tools, "tool_choice": "required" if request.must_call else "auto"}
         elif request.schema is not None:
-            wanted["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(request.schema)} | strict}
+            wanted["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": dict(request.schema)} | (strict if request.strict else {}),
+            }
         path, body = "chat/completions", body | {"messages": [_message(message) for message in request.messages]}
     elif request.prompt is not None:
         wanted |= {"max_tokens": request.max_tokens, "logprobs": request.logprobs}

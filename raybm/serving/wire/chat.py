@@ -221,7 +221,7 @@ class Chat(Generation):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             schema={"type": "object"} if isinstance(self.response_format, AnyJson) else fitting.schema_ if fitting else None,
-            strict=fitting.strict if fitting else any(tool.function.strict for tool in self._callable()),
+            strict=("",) * fitting.strict if fitting else tuple(one.function.name for one in self._callable() if one.function.strict),
             tools=tuple(tool.plain() for tool in self._callable()),
             must_call=self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool),
         )
