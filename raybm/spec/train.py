@@ -109,7 +109,7 @@ class TrainSpec(Spec):
     then stand in different steps."""
     optimizer: Literal["adamw", "sgd", "lion", "adafactor", "muon"] = "adamw"
     """Adafactor and Muon look at whole matrices, which ZeRO's shards are not: they need zero.stage 0. Muon takes the layers' matrices, and
-    AdamW the rest; a rate that does for AdamW does for both."""
+    AdamW the rest, with steps of like size."""
     lr: PositiveFloat = 5e-5
     """The highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.01
