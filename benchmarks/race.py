@@ -42,10 +42,10 @@ class Peer:
 
 
 LOOPS = {"ddp_loop": Peer("ddp.py", "raybm"), "deepspeed_loop": Peer("deepspeed_loop.py", "raybm_zero2")}
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # raybm asks for them on CPUs
+MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"} | ops.KEEPS_MEMORY  # as raybm has it on CPUs
 APART = {  # where a difference comes from: with the same memory, and raybm's loop without Ray
-    "deepspeed_loop_huge_pages": dataclasses.replace(LOOPS["deepspeed_loop"], environment=HUGE_PAGES),
-    "raybm_loop": Peer("raybm_loop.py", "raybm_zero2", HUGE_PAGES),
+    "deepspeed_loop_memory": dataclasses.replace(LOOPS["deepspeed_loop"], environment=MEMORY),
+    "raybm_loop": Peer("raybm_loop.py", "raybm_zero2", MEMORY),
 }
 TRAINER = {"hf_trainer": Peer("trainer.py", "raybm")}
 CASES = {"encoder": ("sentiment_minilm", 40), "llama": ("pretrain_tiny", 200)}

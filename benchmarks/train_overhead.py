@@ -5,7 +5,7 @@ each, started by torchrun: DistributedDataParallel, beside raybm's ZeRO stage 0,
 it, beside stage 2. All are timed by windows of 10 steps without the first window, without validation and checkpoints. A round
 runs all, in turning order; a contender's time is the sum over the windows of the median over the rounds, so that what else the
 machine did in one window does not count; `best_vs_…` under `cases` takes each window's shortest time instead of its median, for a
-machine that others use. Two more stand under `cases` and say where a difference comes from: `…_huge_pages` is the DeepSpeed loop with
+machine that others use. Two more stand under `cases` and say where a difference comes from: `…_memory` is the DeepSpeed loop with
 what raybm asks of the allocator, `vs_raybm_loop` the share that Ray takes, raybm's own loop under torchrun being the peer.
 
 Prints {"vs_ddp_loop", "vs_deepspeed_loop"}: the worse of the cases, an encoder (MiniLM on film reviews) and a small Llama from

@@ -76,6 +76,8 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from raybm import ops
+
     resources, storage = context.resources, config["out"].storage
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     sink = ray.remote(num_cpus=0, scheduling_strategy=here)(EventSink).remote()
@@ -94,6 +96,7 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
             storage_path=place,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=view.train.max_failures, controller_failure_limit=3),
+            worker_runtime_env={} if on_gpu else {"env_vars": ops.KEEPS_MEMORY},
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.stall_timeout_s)),
     )
