@@ -1,4 +1,4 @@
-"""Two processes with a gloo group between them, kept for a whole test session: ranks without Ray."""
+"""Processes with a gloo group between them: ranks without Ray. They are forked from one that has imported what takes its time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ DEADLINE_S = 240.0
 def _serve(rank: int, world: int, port: int, calls: Any, answers: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    from raybm import ops
-
-    ops.use()
     import torch
     import torch.distributed as dist
 
@@ -36,7 +33,8 @@ def _serve(rank: int, world: int, port: int, calls: Any, answers: Any) -> None:
 
 class Ranks:
     def __init__(self, world: int = 2) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.preloaded"])
         self.answers = context.Queue()
         self.calls = [context.Queue() for _ in range(world)]
         (port,) = free_ports(1)

@@ -207,16 +207,16 @@ def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> d
     }
 
 
-def bytes_while_building(folder: str) -> tuple[int, int]:
-    """The most that a rank had allocated of a model of ten layers while it was built for ZeRO stage 3 (looked at after each linear layer),
-    and the size of the whole. What is allocated once, with the first model, is there before, by a small one."""
+def bytes_while_building() -> tuple[int, int]:
+    """The most that a rank had allocated of a model of twenty layers while it was built for ZeRO stage 3 (looked at after each linear
+    layer), and the size of the whole. What is allocated once, with the first model, is there before, by a small one."""
     import torch
     import torch.distributed as dist
 
     from raybm.tasks import TextClassification
     from raybm.training import zero
 
-    size = {"hidden_size": 640, "num_hidden_layers": 10, "num_attention_heads": 8, "intermediate_size": 2560, "max_position_embeddings": 32}
+    size = {"hidden_size": 512, "num_hidden_layers": 20, "num_attention_heads": 8, "intermediate_size": 2048, "max_position_embeddings": 32}
     with zero.sharded_from_the_start(TrainSpec.parse({"zero": {"stage": 3}}), dist.get_world_size(), "cpu"):
         TextClassification().build().model(None, CONFIG, LABELS, tokenizer())
         made, before, peak = torch.nn.Linear.__init__, _allocated(), [0]
