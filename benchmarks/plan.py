@@ -2,10 +2,11 @@
 
 The plan is made as `raybm plan` makes it: from the config alone, before anything runs. Measured on raybm's own engine
 (benchmarks/held.py): bytes of the model's states before `step()`; bytes that autograd keeps after a forward pass
-(saved_tensors_hooks, each storage once, parameters apart); seconds of a step (the median). Times are predicted after calibrating on
-the Llama: the FLOP/s of a bare forward and backward pass (after what the memory takes, whose speed a STREAM addition tells), and for
-each stage the bytes a second at which what a step takes beside that was sent; the other two models are predicted with these numbers.
-Activations by Korthikanti's formula, which `raybm plan` falls back on, stand under `cases`: they are known to be rough.
+(saved_tensors_hooks, each storage once, parameters apart); seconds of a step (the median, and of that the median over rounds of all
+cases). Times are predicted after calibrating on the Llama: the FLOP/s of a bare forward and backward pass (after what the memory
+takes, whose speed a STREAM addition tells), and for each stage the bytes a second at which what a step takes beside that was sent;
+the other two models are predicted with these numbers. Activations by Korthikanti's formula, which `raybm plan` falls back on, stand
+under `cases`: they are known to be rough.
 
 Prints {"state_error", "activation_error", "step_time_error"}: the largest |measured ÷ predicted - 1| over models and stages (of times,
 over the two models that were not calibrated on).
@@ -17,6 +18,7 @@ import argparse
 import dataclasses
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,15 @@ CALIBRATED_ON = "llama"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8, help="Of each case; the first is not counted.")
+    parser.add_argument("--steps", type=int, default=6, help="Of each case in a round; the first is not counted.")
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     before = common.load()
     asked = [case(name, stage, given.steps) for name in MODELS for stage in range(4)]
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         plans = {name: planned(name, Path(folder)) for name in MODELS}
-        answers = {one["name"]: merged(ranks) for one, ranks in zip(asked, run(Path(folder), asked, WORKERS), strict=True)}
+        rounds = [[merged(ranks) for ranks in run(Path(folder), asked, WORKERS)] for _ in range(given.rounds)]
+    answers = {one["name"]: middle(answers) for one, answers in zip(asked, zip(*rounds, strict=True), strict=True)}
     devices = calibrated(plans[CALIBRATED_ON], answers)
     cases = {one["name"]: compared(plans[one["model"]], one, answers[one["name"]], devices) for one in asked}
     timed = [case["step_time_error"] for name, case in cases.items() if not name.startswith(CALIBRATED_ON)]
@@ -117,6 +121,11 @@ def merged(ranks: list[dict[str, Any]]) -> dict[str, float]:
     """The mean over the ranks; of times the slower one's, which the other waits for."""
     means = {name: statistics.mean(rank[name] for rank in ranks) for name in ("held", "saved")}
     return means | {name: max(rank[name] or 0.0 for rank in ranks) for name in ("step_s", "compute_s", "bandwidth")}
+
+
+def middle(answers: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each number the median over the rounds."""
+    return {name: statistics.median(answer[name] for answer in answers) for name in answers[0]}
 
 
 def setup(stage: int) -> Setup:
