@@ -24,8 +24,9 @@ from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
 OP = "deepspeed_shm_comm"
 _BUILD_TIMEOUT_S = 900.0
 KEEPS_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""A rank's environment on CPUs, from its process's start: glibc keeps what a step frees for the next one, large blocks and other
-threads' too, in the place of giving it back to the kernel, which clears each page before it hands it out again (docs/decisions.md)."""
+"""The environment of a rank or a replica on CPUs, from its process's start: glibc keeps what a step frees for the next one, large
+blocks and other threads' too, in the place of giving it back to the kernel, which clears each page before it hands it out again
+(docs/decisions.md)."""
 
 
 def extensions_dir() -> Path:

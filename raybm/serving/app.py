@@ -12,6 +12,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from raybm import ops
 from raybm.core.errors import RaybmError
 from raybm.core.storage import open_storage
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
@@ -89,7 +90,8 @@ def _placement(model: ServedModel) -> dict[str, Any]:
     """Where a replica's process is, and where those of its engine are."""
     accelerator = {"accelerator_type": model.accelerator_type} if model.accelerator_type else {}
     if model.engine.workers() == 1:
-        return {"ray_actor_options": {"num_cpus": model.cpus, "num_gpus": model.gpus, **accelerator}}
+        memory = {} if model.gpus else {"runtime_env": {"env_vars": ops.KEEPS_MEMORY}}
+        return {"ray_actor_options": {"num_cpus": model.cpus, "num_gpus": model.gpus, **accelerator, **memory}}
     kind = {f"accelerator_type:{model.accelerator_type}": 0.001} if model.accelerator_type else {}
     return {
         "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": 0},

@@ -9,6 +9,7 @@ from ray.serve._private.build_app import build_app
 from ray.serve._private.config import DeploymentConfig
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from raybm import ops
 from raybm.core.errors import SpecError
 from raybm.serving.app import application
 from raybm.serving.autoscaling import config
@@ -96,3 +97,11 @@ def test_serve_keeps_a_policy_on_its_way_to_the_controller() -> None:
     there = DeploymentConfig.from_proto_bytes(chat._deployment_config.to_proto_bytes()).autoscaling_config
     assert there is not None and (there.min_replicas, there.max_replicas) == (0, 2)
     assert there.policy.get_policy().__name__ == "QueuePolicy" and there.policy.policy_kwargs == {"target": 2, "room": 32}
+
+
+def test_replicas_on_cpus_keep_their_memory() -> None:
+    models = [{"name": "cpu", "ref": "file:/none"}, {"name": "gpu", "ref": "file:/none", "gpus": 1}]
+    app = application(ServeSpec.parse({"models": models}), {"cpu": EchoEngine, "gpu": EchoEngine})
+    asked = {one.name: one.ray_actor_options for one in build_app(app, name="raybm", default_runtime_env={}).deployments}
+    assert ops.KEEPS_MEMORY.items() <= asked["cpu"]["runtime_env"]["env_vars"].items()
+    assert not (asked["gpu"].get("runtime_env") or {}).get("env_vars")
