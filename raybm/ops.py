@@ -23,10 +23,11 @@ from raybm.core.errors import DeadlineExceeded, NotFound, RaybmError
 
 OP = "deepspeed_shm_comm"
 _BUILD_TIMEOUT_S = 900.0
-KEEPS_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""The environment of a rank or a replica on CPUs, from its process's start: glibc keeps what a step frees for the next one, large
-blocks and other threads' too, in the place of giving it back to the kernel, which clears each page before it hands it out again
-(docs/decisions.md)."""
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+KEEPS_MEMORY = HUGE_PAGES | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""The environment of a rank or a replica on CPUs, from its process's start: torch asks for huge pages, and glibc keeps what a step frees
+for the next one, large blocks and other threads' too, in the place of giving it back to the kernel, which clears each page before it
+hands it out again (docs/decisions.md)."""
 
 
 def extensions_dir() -> Path:
@@ -45,8 +46,8 @@ def is_built() -> bool:
 
 def environment() -> dict[str, str]:
     """The variables of a process that trains on CPUs. torch calls ninja by name, and one of another version compiles anew what is
-    there: the one beside this Python stands first in PATH. THP_MEM_ALLOC_ENABLE: torch asks for huge pages (docs/decisions.md)."""
-    variables = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(extensions_dir()), "THP_MEM_ALLOC_ENABLE": "1"}
+    there: the one beside this Python stands first in PATH."""
+    variables = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(extensions_dir()), **HUGE_PAGES}
     beside, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
     if shutil.which("ninja") is None or shutil.which("ninja", path=str(beside)):
         variables["PATH"] = path if path.split(os.pathsep)[0] == str(beside) else f"{beside}{os.pathsep}{path}"
