@@ -117,7 +117,7 @@ class Display:
     def _board(self, trials: list[tuple[float, dict[str, Any]]]) -> RenderableType:
         """What runs of a sweep."""
         names = list(trials[0][1]["scores"])
-        board = Table("point", "values", "validations", *names, "for", box=None, title_justify="left", title=self._left(trials[0][1]["of"]))
+        board = Table("point", "values", "validations", *names, "for", box=None, title_justify="left", title=self._left(trials[0][1]))
         for began, fields in trials:
             values = ", ".join(f"{path} {short(value)}" for path, value in fields["values"].items())
             scores = [short(fields["scores"][name]) for name in names]
@@ -125,13 +125,15 @@ class Display:
             board.add_row(f"{fields['step']}{seed}", Text(values), str(fields["validations"]), *scores, duration(self.clock() - began))
         return board
 
-    def _left(self, wanted: int | None) -> str:
-        """How many trials are over, and, where it is known how many there will be, how long the rest takes if it goes on so."""
+    def _left(self, fields: dict[str, Any]) -> str:
+        """How many trials are over, those of earlier runs among them; and, where it is known how many there will be, how long the rest
+        takes if it goes on so."""
+        over, wanted = fields["before"] + self._over, fields["of"]
         if not wanted:
-            return f"{self._over} trials over"
+            return f"{over} trials over"
         per_trial = (self.clock() - self._sweeping) / self._over if self._over else None
-        left = f", {duration(per_trial * (wanted - self._over))} left" if per_trial is not None and wanted > self._over else ""
-        return f"{self._over} of {wanted} trials over{left}"
+        left = f", {duration(per_trial * (wanted - over))} left" if per_trial is not None and wanted > over else ""
+        return f"{over} of {wanted} trials over{left}"
 
 
 def short(value: Any) -> str:

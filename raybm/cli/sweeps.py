@@ -23,12 +23,18 @@ def show(run: Run, storage: Storage = DEFAULT_STORAGE) -> None:
     """Its trials, the best ones first."""
     from rich.table import Table
 
+    from raybm.sweep.trial import mean, spread
+
     past = _past(run, storage)
-    table = Table("point", "end", *past.fields, *past.objectives, "seconds", "why it failed", box=None)
+    seeds = list(past.objectives) if any(len(trials) > 1 for trials in past.points.values()) else []
+    means = [f"mean of {name}" for name in seeds]
+    table = Table("point", "end", *past.fields, *past.objectives, *means, "seconds", "why it failed", box=None)
     for trial in past.trials:
+        trials = past.points[trial.point]
         values = [short(trial.values.get(path)) for path in past.fields]
         scores = [short(trial.metrics.get(name)) for name in past.objectives]
-        table.add_row(trial.name, trial.end or "not over", *values, *scores, f"{trial.seconds:.0f}", trial.error)
+        over = ["" if (known := mean(trials, name)) is None else f"{short(known)} ± {short(spread(trials, name))}" for name in seeds]
+        table.add_row(trial.name, trial.end or "not over", *values, *scores, *over, f"{trial.seconds:.0f}", trial.error)
     show_table(table)
 
 

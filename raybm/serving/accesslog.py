@@ -42,7 +42,7 @@ class AccessLog:
             await self.app(scope, receive, watched)
         finally:
             if queue := state.get("queue"):
-                queue.leave(answered=status < 400 and not state.get("cached"))
+                queue.leave(answered=status < 400)
             seconds, model, tenant = time.monotonic() - begun, state.get("model", ""), state.get("tenant", "")
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             if path not in PROBES:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
 from raybm.serving.limits import Refused
 from raybm.spec.serve import GatewaySpec, ServedModel
+
+if TYPE_CHECKING:
+    from raybm.serving.gateway import Model
 
 RECENT = 32  # answers that tell how fast a model is
 FEW = 8  # fewer than these tell nothing
@@ -52,6 +57,41 @@ class Queue:
         if self.here < self.places or len(self._answered) < FEW:
             return 0.0
         return (self.here + 1) * (self._clock() - self._answered[0]) / (len(self._answered) - 1)
+
+
+class Queued:
+    """A model for the time of one request, which takes its place in the queue (`enter`, which may raise NoRoom) when the model is first
+    asked for an answer: what a cache knows needs none, nor does tokenising, which no device is asked for."""
+
+    def __init__(self, model: Model, enter: Callable[[], None]) -> None:
+        self._model, self._enter, self._entered = model, enter, False
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
+        self._once()
+        return self._model.generate(request)
+
+    def complete(self, request: GenerateRequest) -> Coroutine[Any, Any, Answer]:
+        self._once()
+        return self._model.complete(request)
+
+    def embed(self, texts: Sequence[str]) -> Coroutine[Any, Any, Embeddings]:
+        self._once()
+        return self._model.embed(texts)
+
+    def predict(self, rows: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[dict[str, Any]]]:
+        self._once()
+        return self._model.predict(rows)
+
+    def tokenize(self, request: GenerateRequest, special: bool) -> Coroutine[Any, Any, Tokens]:
+        return self._model.tokenize(request, special)
+
+    def detokenize(self, ids: Sequence[int]) -> Coroutine[Any, Any, str]:
+        return self._model.detokenize(ids)
+
+    def _once(self) -> None:
+        if not self._entered:
+            self._enter()
+            self._entered = True
 
 
 def size(model: ServedModel, gateway: GatewaySpec) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
 from raybm.core.errors import DeadlineExceeded, UserError
@@ -19,6 +19,7 @@ from raybm.serving.limits import BYTES_PER_S, BodyTooLarge
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import FileObject, Files
 from raybm.serving.paging import ERRORS, Listed, Page, body, query
+from raybm.serving.sse import Bounded
 from raybm.serving.wire import InvalidRequest, read
 
 FIELDS_MAX, FIELD_BYTES = 8, 4096
@@ -116,7 +117,8 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
         gateway.admit(request)
         file = await asyncio.to_thread(files.get, request.state.tenant, id)
         headers = {"Content-Length": str(file.bytes), "X-Content-Type-Options": "nosniff"}
-        return StreamingResponse(files.content(request.state.tenant, file), media_type="application/octet-stream", headers=headers)
+        deadline = asyncio.get_running_loop().time() + gateway.spec.request_timeout_s + file.bytes / BYTES_PER_S
+        return Bounded(files.content(request.state.tenant, file), deadline, media_type="application/octet-stream", headers=headers)
 
     @router.delete("/v1/files/{id}", response_model=Deleted)
     async def delete(request: Request, id: str) -> Response:

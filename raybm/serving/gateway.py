@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from raybm.core.errors import DeadlineExceeded, NotFound
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
 from raybm.serving import resume, statuses, wire
-from raybm.serving.admission import Queue
+from raybm.serving.admission import Queue, Queued
 from raybm.serving.auth import Keys
 from raybm.serving.cache import Cached, Kept
 from raybm.serving.limits import Limits
@@ -71,11 +71,8 @@ class Gateway:
             async with asyncio.timeout_at(request.state.deadline):
                 query = wire.read(kind, await self.limits.body(request))
                 self.limits.inputs(query.inputs())
-                model = self.cached(request, query.model)
+                model = self.model(request, query.model)
                 request.state.model = query.model
-                if queue := self.queues.get(model_of(query.model)):  # which a model shares with its adapters
-                    queue.enter(request.state.deadline - now())
-                    request.state.queue = queue  # left when the last byte is out
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
             self.count(request, error)
@@ -96,17 +93,20 @@ class Gateway:
             raise NotFound(f"there is no model {name[:100]!r}.", remedy=f"There are: {', '.join(self.models)}.")
         return self.models[name]
 
-    def cached(self, request: Request, name: str) -> Model:
-        """The model, behind its cache if it has one."""
+    def model(self, request: Request, name: str) -> Model:
+        """The one for this request: behind its queue, and that behind its cache, where it has them. Adapters share those of their model."""
         model = self.choose(name)
-        if (kept := self.kept.get(model_of(name))) is None:
-            return model
+        if queue := self.queues.get(model_of(name)):
 
-        def hit() -> None:
-            request.state.cached = True  # says nothing of how fast the model is
-            self.metrics.cached(name, request.state.tenant)
+            def enter() -> None:
+                queue.enter(request.state.deadline - asyncio.get_running_loop().time())
+                request.state.queue = queue  # left when the last byte is out
 
-        return Cached(model, kept, request.state.tenant, name, hit)
+            model = Queued(model, enter)
+        if (kept := self.kept.get(model_of(name))) is not None:
+            tenant = request.state.tenant
+            model = Cached(model, kept, tenant, name, lambda: self.metrics.cached(name, tenant))
+        return model
 
     async def generate(self, request: Request, model: Model, query: wire.Generation) -> Response:
         if query.stream:

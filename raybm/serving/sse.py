@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -18,22 +18,34 @@ logger = logging.getLogger(__name__)
 LAST_WORDS_S = 5.0  # for the error event of a stream that met its deadline
 
 
-class Events(StreamingResponse):
+class Bounded(StreamingResponse):
+    """Ends at `deadline`, of the event loop's clock, however slowly the client reads."""
+
+    def __init__(self, content: Iterable[bytes] | AsyncIterator[bytes], deadline: float, **settings: Any) -> None:
+        super().__init__(content, **settings)
+        self._deadline = deadline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.info("a client that did not read its answer was let go")  # the server closes what was not completed
+
+
+class Events(Bounded):
     """Streams events and closes their source when they end, or when the client goes away."""
 
     media_type = "text/event-stream"
 
     def __init__(self, content: AsyncIterator[bytes], source: AsyncGenerator[Any], deadline: float) -> None:
-        """`deadline`: of the event loop's clock. The source keeps it too; but it is not asked while a client does not read."""
-        super().__init__(content, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._source, self._deadline = source, deadline
+        """The source keeps the deadline too; but it is not asked while a client does not read."""
+        super().__init__(content, deadline + LAST_WORDS_S, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout_at(self._deadline + LAST_WORDS_S):
-                await super().__call__(scope, receive, send)
-        except TimeoutError:
-            logger.info("a client that did not read its stream was let go")  # the server closes what was not completed
+            await super().__call__(scope, receive, send)
         finally:
             await self._source.aclose()
 

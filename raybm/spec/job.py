@@ -74,8 +74,12 @@ class DataSpec(Spec):
     """The job fails when more than this share of the rows cannot be used; fewer are kept aside in bad_rows.jsonl."""
 
 
+LATENCY = "latency_ms"
+
+
 class EvaluateSpec(Spec):
-    """Scores on the test split (and on every `slice`)."""
+    """Scores on the test split (and on every `slice`). Where an engine answers, `latency_ms` is the time that a row takes which is asked
+    alone, the median."""
 
     batch: PositiveInt = 64
     """Rows in one forward pass."""
@@ -230,7 +234,7 @@ def _plateau(schedule: str, share: float, sources: tuple[SourceSpec, ...]) -> tu
 
 
 def _objectives(objectives: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
-    scores = [] if evaluate is None else [f"evaluate.{name}" for name in task.METRICS]
+    scores = [] if evaluate is None else [f"evaluate.{name}" for name in _reported(task)]
     known = [*VALIDATED, *TRAINED, *scores]
     unknown = [name for name in objectives or () if name not in known]
     if not unknown:
@@ -257,13 +261,18 @@ def _counts(task: TaskSpec) -> bool:
     return task.kind != "regression"
 
 
+def _reported(task: TaskSpec) -> tuple[str, ...]:
+    """What evaluation says of the test split."""
+    return (*task.METRICS, *([LATENCY] if task.PREDICTS else []))
+
+
 def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
     if not gate:
         return None
     if evaluate is None:
         return "a gate needs the evaluation.", "Add `evaluate: {}` or drop the gate."
-    unknown = [name for name in gate if name not in task.METRICS]
-    return (f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(task.METRICS)}.") if unknown else None
+    unknown = [name for name in gate if name not in _reported(task)]
+    return (f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(_reported(task))}.") if unknown else None
 
 
 def _columns(sources: tuple[SourceSpec, ...], steps: tuple[StepSpec, ...], task: TaskSpec) -> tuple[str, str] | None:

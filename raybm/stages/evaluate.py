@@ -11,6 +11,8 @@ import json
 import logging
 import math
 import os
+import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +27,7 @@ from raybm.data.execution import batches, from_items
 from raybm.engines.offline import ask
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.spec import ModelSpec
-from raybm.spec.job import EvaluateSpec
+from raybm.spec.job import LATENCY, EvaluateSpec
 from raybm.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ PASS_TOKENS = 2048
 """Padded tokens of a loss pass: a language model's logits take 200 kB a token (fp32, 50k words)."""
 REPORT_ROWS = 250
 """Predictions that come back in one piece; a slow generator has to make them within the stall timeout."""
+LATENCY_ROWS, LATENCY_S = 32, 5.0
+"""Rows of which each is asked alone, and for how long at the most."""
 BASELINE_ROWS = 100_000
 """Training rows of the baseline at most."""
 
@@ -64,6 +68,7 @@ class Tally:
     units: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    latency_ms: float | None = None
 
     def add(self, report: Mapping[str, Any]) -> None:
         self.loss += report.get("loss", 0.0)
@@ -71,6 +76,7 @@ class Tally:
         self.units += report.get("units", 0)
         self.rows += report.get("rows", [])
         self.predictions += report.get("predictions", [])
+        self.latency_ms = report.get(LATENCY, self.latency_ms)
 
 
 def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
@@ -100,6 +106,7 @@ def _measure(
 ) -> dict[str, Tally]:
     predicts = view.task.PREDICTS
     items = [("predict", split, key) for split in splits for key in prepared.storage.keys(f"rows/{split}") if predicts]
+    items += [("latency", "test", item[2]) for item in items if item[1] == "test"][:1]
     # Of a slice that is predicted on, the loss is left out: it would take as long again and says less than the scores.
     items += [
         ("loss", split, key) for split in splits for key in prepared.storage.keys(f"encoded/{split}") if split == "test" or not predicts
@@ -161,7 +168,8 @@ class Evaluator:
         import pyarrow.parquet as pq
 
         rows = pq.read_table(io.BytesIO(self.prepared.storage.read(key)))
-        for report in (self._predict if what == "predict" else self._loss)(rows.to_pylist()):
+        ways = {"predict": self._predict, "latency": self._latency, "loss": self._loss}
+        for report in ways[what](rows.to_pylist()):
             yield split, report
 
     @cached_property
@@ -200,6 +208,18 @@ class Evaluator:
         for start in range(0, len(rows), REPORT_ROWS):
             part = rows[start : start + REPORT_ROWS]
             yield {"rows": part, "predictions": self.task.predict(part, self._ask)}
+
+    def _latency(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Of a row that is asked alone, the median; the first one warms up."""
+        end, seconds = time.perf_counter() + LATENCY_S, list[float]()
+        for row in rows[: LATENCY_ROWS + 1]:
+            began = time.perf_counter()
+            self.task.predict([row], self._ask)
+            seconds.append(time.perf_counter() - began)
+            if time.perf_counter() > end:
+                break
+        if seconds:
+            yield {LATENCY: 1000 * statistics.median(seconds[1:] or seconds)}
 
     def _ask(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return ask(self.engine, rows, self.view.evaluate.batch, self.view.evaluate.max_tokens)
@@ -242,6 +262,7 @@ def _scores(task: Any, metrics: Sequence[str], tally: Tally, labels: Sequence[st
         scores["loss"] = tally.loss / tally.units
         scores |= {name: tally.correct / tally.units for name in ("accuracy", "token_accuracy") if name in metrics}
         scores |= {"tokens": tally.units, "perplexity": math.exp(min(scores["loss"], 700))} if "perplexity" in metrics else {}
+    scores |= {} if tally.latency_ms is None else {LATENCY: tally.latency_ms}
     return scores | (task.score(tally.predictions, tally.rows, labels) if tally.predictions else {})
 
 

@@ -28,7 +28,8 @@ def write(search: Search, folder: Path) -> Path:
     best = None
     if ranked:
         first = ranked[0].trials[0]
-        best = {"number": first.point, "values": first.values, "score": ranked[0].mean(search.points.first), "finished": len(ranked)}
+        score = {"score": ranked[0].mean(search.points.first), "spread": ranked[0].spread(search.points.first)}
+        best = {"number": first.point, "values": first.values, "finished": len(ranked)} | score
     page = template("sweep.html.j2").render(
         name=search.job.name,
         run=search.run,
@@ -44,6 +45,7 @@ def write(search: Search, folder: Path) -> Path:
         schedules=[chart for path in search.spec.space if (chart := _schedule(search, ranked, path))] if search.population else [],
         importance=search.study.importance() if ranked and not search.population else {},
         paths=list(search.spec.space),
+        means=ranked if search.spec.repeats > 1 else [],
         repeats=search.spec.repeats > 1,
         trials=trials,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from raybm.search.study import Asked, End
 from raybm.spec.sweep import ENERGY
-from raybm.sweep.trial import Trial, cost, ended, mean
+from raybm.sweep.trial import Trial, cost, ended, mean, spread
 
 
 @dataclass
@@ -25,6 +25,9 @@ class Point:
 
     def mean(self, metric: str) -> float | None:
         return mean(self.trials, metric)
+
+    def spread(self, metric: str) -> float | None:
+        return spread(self.trials, metric)
 
 
 class Points(list[Point]):
@@ -74,19 +77,28 @@ class Points(list[Point]):
         return sum(max(0.0, _energy(trial) - known) for trial, known in zip(trials, before, strict=True))
 
     def table(self, fields: Collection[str]) -> str:
-        """sweep.csv: a row a trial; `front` says whether its point is on the Pareto front."""
+        """sweep.csv: a row a trial; `front` says whether its point is on the Pareto front. With several seeds the objectives' mean and
+        standard deviation over them stand in the rows of each."""
         front = {point.trials[0].point for point in self.front()}
         trials = [trial for point in self for trial in point.trials]
+        seeds = self.objectives if any(len(point.trials) > 1 for point in self) else {}
+        both = [f"{name}.{part}" for name in seeds for part in ("mean", "std")]
         metrics = sorted({name for trial in trials for name in trial.metrics})
         text = io.StringIO()
         rows = csv.writer(text)
-        rows.writerow(["point", "repeat", "parent", "end", "front", *fields, *metrics, "seconds", "error"])
+        rows.writerow(["point", "repeat", "parent", "end", "front", *fields, *metrics, *both, "seconds", "error"])
         for trial in trials:
             values = [json.dumps(trial.values[path]) if path in trial.values else "" for path in fields]
             scores = [trial.metrics.get(name, "") for name in metrics]
             place = [trial.point, trial.repeat, trial.parent or "", trial.end or "", int(trial.point in front)]
-            rows.writerow([*place, *values, *scores, trial.seconds, trial.error])
+            point = self[trial.point - 1]
+            over = [_blank(value) for name in seeds for value in (point.mean(name), point.spread(name))]
+            rows.writerow([*place, *values, *scores, *over, trial.seconds, trial.error])
         return text.getvalue()
+
+
+def _blank(value: float | None) -> float | str:
+    return "" if value is None else value
 
 
 def _energy(trial: Trial) -> float:

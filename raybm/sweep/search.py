@@ -102,6 +102,8 @@ class Search:
         self.points = Points(self.spec.objectives)
         self.waiting: list[tuple[Point, int]] = []
         self.exhausted = False
+        self.before = 0
+        """Trials that were over when this run began."""
         place = f"sweeps/{key}"
         self.storage = context.storage.at(place)
         self.begins_with: list[dict[str, Any]] = []
@@ -195,7 +197,7 @@ class Search:
         scores = {name: trial.metrics.get(name) for name in self.spec.objectives}
         wanted = self.wanted and self.wanted * self.spec.repeats
         told = {"repeat": trial.repeat, "values": trial.values, "scores": scores, "validations": int(trial.metrics.get(TIME, 0))}
-        self.context.events.emit("trying", step=trial.point, of=wanted, **told)
+        self.context.events.emit("trying", step=trial.point, of=wanted, before=self.before, **told)
 
     def ended(self, point: Point, trial: Trial) -> None:
         """Note what became of a trial, and of its point with the last of its seeds."""
@@ -269,6 +271,7 @@ class Search:
             asked = self.study.ask(first.values)
             assert asked is not None
             self._add(asked, trials, first)
+        self.before = sum(trial.end is not None for point in self.points for trial in point.trials)
         if known:
             over = sum(point.end is not None for point in self.points)
             self.context.progress(f"sweep: {over} points are done already, {len(self.points) - over} go on")

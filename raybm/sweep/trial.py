@@ -77,6 +77,12 @@ def mean(trials: Sequence[Trial], metric: str) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
+def spread(trials: Sequence[Trial], metric: str) -> float | None:
+    """Standard deviation over the seeds; None for one seed, or where one of them lacks the metric."""
+    values = [trial.metrics[metric] for trial in trials if metric in trial.metrics]
+    return statistics.stdev(values) if len(values) == len(trials) > 1 else None
+
+
 def cost(trials: Sequence[Trial], objectives: Mapping[str, str]) -> float:
     """Of a point in the first objective, the mean over its seeds, the lower the better; endless where one is not finished."""
     name, mode = next(iter(objectives.items()))

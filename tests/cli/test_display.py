@@ -83,7 +83,7 @@ def rendered(shown: Display) -> str:
 
 def test_in_a_terminal_the_trials_of_a_sweep_live() -> None:
     shown, out, clock = display(terminal=True)
-    trying = {"of": 4, "repeat": 0, "values": {"train.lr": 0.00123456}, "scores": {"validation.loss": None}, "validations": 0}
+    trying = {"of": 9, "before": 5, "repeat": 0, "values": {"train.lr": 0.00123456}, "scores": {"validation.loss": None}, "validations": 0}
     with shown:
         shown.event("trying", trying | {"step": 1})
         clock.now += 20
@@ -92,7 +92,7 @@ def test_in_a_terminal_the_trials_of_a_sweep_live() -> None:
         clock.now += 10
         shown.console.print(shown._render())
     text = out.getvalue()
-    for part in ("1 of 4 trials over, 1:30 left", "train.lr 0.001235", "validation.loss", "0.5", "0:10"):
+    for part in ("6 of 9 trials over, 1:30 left", "train.lr 0.001235", "validation.loss", "0.5", "0:10"):
         assert part in text
 
 

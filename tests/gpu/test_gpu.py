@@ -75,6 +75,17 @@ def test_other_ways_to_train(tmp_path: Path, cluster: str, train: dict[str, Any]
     assert profile["weights"] > 0 and profile["peak"] > profile["weights"]
 
 
+def test_states_and_weights_on_a_disk(tmp_path: Path, cluster: str) -> None:
+    """A folder does for an NVMe disk."""
+    builders = pytest.importorskip("deepspeed.ops.op_builder")
+    if not builders.AsyncIOBuilder().is_compatible():
+        pytest.skip("DeepSpeed reads and writes disks by libaio, which is not installed here")
+    zero = {"stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": str(tmp_path / "disk")}
+    run(tmp_path, cluster, train={"zero": zero, "precision": "bf16", "max_steps": 20})
+    losses = job.losses(open_storage(str(tmp_path / "store")))
+    assert losses[20] < losses[1]
+
+
 def test_the_energy_of_a_gpu(tmp_path: Path, cluster: str) -> None:
     pytest.importorskip("codecarbon")
     metrics = run(tmp_path, cluster, train={"energy": True, "max_steps": 20, "zero": {"stage": 1}})["train"].metrics

@@ -10,9 +10,10 @@ import pytest
 
 from raybm.serving import limits, sse
 from raybm.serving.admission import FEW, NoRoom, Queue, size
+from raybm.serving.cache import Kept
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
-from raybm.spec.serve import GatewaySpec, ServedModel
+from raybm.spec.serve import AnswerCache, GatewaySpec, ServedModel
 from tests.fakes import EchoEngine, LengthClassifier, LocalModel
 from tests.serving.gateway import ask, chat, make_app, nothing_missing, refusal
 
@@ -118,6 +119,26 @@ def test_a_full_model_is_503_and_leaves_room_again() -> None:
             assert (await running).status_code == 200 and queue.here == 0
         for body in (b"{", json.dumps(chat("!bug")).encode(), json.dumps(chat("!long", stream=True)).encode()):
             assert (await asyncio.to_thread(ask, app, "POST", "/v1/chat/completions", content=body)).status_code >= 400 and queue.here == 0
+
+    asyncio.run(go())
+
+
+def test_what_the_model_is_not_asked_for_needs_no_room() -> None:
+    async def go() -> None:
+        queue, kept = Queue(1, 1), {"chat": Kept(AnswerCache())}
+        app = create_app(Gateway(GatewaySpec(), {"chat": LocalModel(EchoEngine())}, nothing_missing, queues={"chat": queue}, kept=kept))
+
+        async def status(path: str, body: dict[str, Any]) -> int:
+            return int((await asyncio.to_thread(ask, app, "POST", path, json=body)).status_code)
+
+        known = [chat("x", stream=stream, temperature=0) for stream in (False, True)]
+        assert [await status("/v1/chat/completions", body) for body in known] == [200, 200] and queue.here == 0
+        running = asyncio.create_task(status("/v1/chat/completions", chat("!slow", max_tokens=20)))
+        while not queue.here:
+            await asyncio.sleep(0)
+        assert [await status("/v1/chat/completions", body) for body in (*known, chat("y", temperature=0, n=2))] == [200, 200, 503]
+        assert await status("/tokenize", {"model": "chat", "prompt": "x"}) == 200
+        assert queue.here == 1 and await running == 200 and queue.here == 0
 
     asyncio.run(go())
 

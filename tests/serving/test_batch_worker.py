@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from raybm.core.errors import Overloaded, RaybmError
 from raybm.core.storage import LocalStorage, Storage
 from raybm.engines.protocol import Answer
 from raybm.serving.adapted import with_adapters
+from raybm.serving.offline import stored
 from raybm.serving.offline.record import Batches, Results
 from raybm.serving.offline.stored import folder_name, new_id
 from tests.fakes import LocalModel
@@ -83,6 +86,64 @@ def test_a_worker_that_died_in_writing_the_files_is_followed_by_one_that_writes_
 
     asyncio.run(go())
     assert wrote == ["completed", "completed"]
+
+
+def test_one_that_was_quiet_in_writing_the_files_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another has written them, and thrown the parts away, when it goes on."""
+    house = House(LocalStorage(tmp_path))
+    read, quiet, go_on, discard = Results.read, threading.Event(), threading.Event(), stored.Files.discard
+    discarded: list[Any] = []
+
+    def slow(self: Results) -> Iterator[Any]:
+        parts = iter(read(self))
+        if house.batches.get("acme", id).status == "finalizing" and not quiet.is_set():
+            quiet.set()
+            go_on.wait(20)
+        yield from parts
+
+    def told(self: stored.Files, tenant: str, ids: Any) -> None:
+        discard(self, tenant, ids)
+        discarded.append(ids)
+
+    async def go() -> None:
+        nonlocal id
+        async with house.client() as client:
+            id = await started(client, [line(n) for n in range(5)])
+            async with house.worker():
+                await until(quiet.is_set)
+                free_leases(house.storage)
+                async with house.worker():
+                    batch = await ended(client, id)
+                    await until(lambda: not house.storage.keys("active"))
+                go_on.set()
+                await until(lambda: len(discarded) == 3)  # at the beginning of both, and at the end of the one that was quiet
+            assert batch == await client.batches.retrieve(id) and len(await rows(client, batch.output_file_id)) == 5
+
+    id = ""
+    monkeypatch.setattr(Results, "read", slow)
+    monkeypatch.setattr(stored.Files, "discard", told)
+    asyncio.run(go())
+    assert len(house.files.ids("acme")) == 2
+
+
+def test_files_that_come_days_after_their_batch_are_not_taken_for_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house, parts = House(LocalStorage(tmp_path)), stored._parts
+
+    def swept(chunks: Any) -> Iterator[bytes]:
+        for part in parts(chunks):
+            yield part
+            house.files.sweep()
+
+    async def go() -> None:
+        async with house.client() as client:
+            id = await started(client, [line(n) for n in range(5)])
+            house.now += 3 * 86_400
+            monkeypatch.setattr(stored, "_parts", swept)
+            async with house.worker():
+                batch = await ended(client, id)
+            assert batch.status == "completed" and len(await rows(client, batch.output_file_id)) == 5
+
+    asyncio.run(go())
 
 
 def test_two_workers_do_not_run_one_batch(tmp_path: Path) -> None:

@@ -171,6 +171,28 @@ def test_a_file_in_use_is_not_deleted(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
+def test_a_client_that_does_not_read_its_file_is_let_go(tmp_path: Path) -> None:
+    house = House(LocalStorage(tmp_path), request_timeout_s=0.2, api_keys=[])
+    id = house.files.add("anonymous", [b"x" * 1000], "f", "batch").id
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # its buffers are full
+
+    async def go() -> None:
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET"}
+        async with asyncio.timeout(10):
+            await house.app({**scope, "path": f"/v1/files/{id}/content", "query_string": b"", "headers": []}, receive, send)
+
+    asyncio.run(go())
+    assert sent[0]["status"] == 200 and not any(message.get("more_body") is False for message in sent)
+
+
 def test_a_client_that_leaves_in_mid_upload_is_no_fault_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     house = House(LocalStorage(tmp_path), api_keys=[])
     inbox = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"--x\r\nContent-Disposition: form-da", "more_body": True}]

@@ -103,6 +103,7 @@ def test_a_classifier_is_scored_on_test_and_slices_beside_a_baseline(ray_session
     result = json.loads(out.storage.read("evaluation.json"))
     assert result["test"]["rows"] == 4 and result["slices"]["far"]["rows"] == 2
     assert {"loss", "accuracy", "macro_f1", "per_class", "confusion", "labels"} <= set(result["test"])
+    assert 0 < metrics["latency_ms"] == result["test"]["latency_ms"] < 5000 and "latency_ms" not in result["slices"]["far"]
     assert result["baseline"]["test"]["accuracy"] == 0.75 and set(result["baseline"]["slices"]) == {"far"}
     assert metrics["macro_f1"] == result["test"]["macro_f1"] and metrics["slices"]["far"]["rows"] == 2
     table = pq.read_table(Path(out.storage.uri) / "predictions.parquet").to_pylist()

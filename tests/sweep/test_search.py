@@ -206,6 +206,11 @@ def test_the_mean_of_the_seeds_counts(tmp_path: Path) -> None:
         seeds.append(found.trial_job(trial).seed)
     assert seeds == [17, 18, 17, 18] and [point.mean("validation.loss") for point in found.points.ranked()] == [2.0, 3.0]
     assert found.winner().train.global_batch == 16 and found.winner().seed == 17
+    rows = list(csv.DictReader(io.StringIO(found.points.table(found.spec.space))))
+    assert [row["validation.loss.mean"] for row in rows] == ["3.0", "3.0", "2.0", "2.0"]
+    assert [float(row["validation.loss.std"]) for row in rows] == pytest.approx([8**0.5, 8**0.5, 0.0, 0.0])
+    text = write(found, tmp_path).read_text(encoding="utf-8")
+    assert "2.0000 ± 0" in text and "3.0000 ± 2.8284" in text
 
 
 POPULATION = {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "sampler": {"kind": "random"}, "scheduler": {"kind": "pbt", "size": 3}}

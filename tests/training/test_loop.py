@@ -212,3 +212,33 @@ def test_keeps_the_last_and_the_best(ranks: Ranks, tmp_path: Path) -> None:
     assert best is not None
     assert summary["published_step"] == best.step
     assert len(kept) <= 2
+
+
+def test_a_plateau_halves_the_rate_and_a_restart_knows_it(ranks: Ranks, tmp_path: Path) -> None:
+    """A rate that moves no weight leaves the validation loss where it was."""
+    prepare, out = jobs.prepared(tmp_path / "prepared"), str(tmp_path / "out")
+    spec = SPEC | {"lr": 1e-20, "schedule": "plateau", "weight_decay": 0.0, "validate_every_steps": 1, "zero": {"stage": 1}}
+    first = ranks.run(jobs.paused, prepare, out, spec, 4)[0]
+    assert first["paused"] and first["steps"] == 4
+    _, _, events = ranks.run(jobs.looked_at, prepare, out, spec)[0]
+    rates = {event["step"]: event["lr"] for event in events if event["kind"] == "train"}
+    assert rates == pytest.approx({5: 5e-21, 6: 2.5e-21, 7: 2.5e-21, 8: 1.25e-21, 9: 1.25e-21, 10: 6.25e-22}, rel=1e-6)
+
+
+def test_stops_early_by_accuracy_and_publishes_the_best(ranks: Ranks, tmp_path: Path) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    stopping = {"metric": "accuracy", "patience": 3}
+    spec = SPEC | {"epochs": 20, "lr": 1e-2, "validate_every_steps": 2, "early_stopping": stopping, "zero": {"stage": 2}}
+    _, summary, events = ranks.run(jobs.looked_at, prepare, str(tmp_path / "out"), spec)[0]
+    accuracies = {event["step"]: event["accuracy"] for event in events if event["kind"] == "validate"}
+    best = max(accuracies, key=lambda step: accuracies[step])  # the first of equals
+    assert accuracies[best] > accuracies[2]
+    assert summary["published_step"] == best and summary["validation"]["accuracy"] == accuracies[best]
+    assert summary["steps"] == best + 2 * 3 < 100
+
+
+def test_a_compiled_model_learns_the_same(ranks: Ranks, tmp_path: Path) -> None:
+    prepare, spec = jobs.prepared(tmp_path / "prepared"), SPEC | {"max_steps": 2, "zero": {"stage": 2}}
+    expected, _ = ranks.run(jobs.train, prepare, str(tmp_path / "plain"), spec)[0]
+    losses, _ = ranks.run(jobs.train, prepare, str(tmp_path / "out"), spec | {"compile": True})[0]
+    assert losses == pytest.approx(expected, abs=1e-4)

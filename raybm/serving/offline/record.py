@@ -66,9 +66,9 @@ class BatchObject(Spec):
 
 class Batch(BatchObject):
     tenant: str
-    output_id: str
-    """What the output file will be called; `output_file_id` says so once it is there."""
-    error_id: str
+    output_id: str | None = None
+    """What the output file will be called; `output_file_id` says so once it is there. Who begins to write it gives it a name of its own."""
+    error_id: str | None = None
     output_expires_after_s: int | None = None
 
     def wire(self) -> dict[str, Any]:
@@ -95,8 +95,6 @@ class Batches:
             created_at=now,
             expires_at=now + WINDOW_S,
             metadata=None if metadata is None else dict(metadata),
-            output_id=new_id("file-", clock),
-            error_id=new_id("file-", clock),
             output_expires_after_s=output_expires_after_s,
         )
         self._storage.write(_marker(batch.id, tenant), b"")  # first: a batch that nobody looks for would wait for ever

@@ -94,7 +94,7 @@ class Files:
     def add(
         self, tenant: str, chunks: Iterable[bytes], filename: str, purpose: Purpose, *, expires_after_s: int | None = None, id: str = ""
     ) -> StoredFile:
-        """`id`: one made by `new_id` before, so that an interrupted writing can be repeated."""
+        """`id`: one made by `new_id` before, so that what an interrupted writing left can be found."""
         id = id or new_id("file-", self._clock())
         folder, size, parts = self._folder(tenant, id), 0, 0
         try:
@@ -138,6 +138,12 @@ class Files:
         """Raises Missing."""
         self.get(tenant, id)
         self._storage.delete(self._path(tenant, id))
+
+    def discard(self, tenant: str, ids: Iterable[str | None]) -> None:
+        """What there is of them, written to the end or not."""
+        for id in ids:
+            if id:
+                self._storage.delete(self._path(tenant, id))
 
     def sweep(self) -> None:
         """Deletes what has expired, and what is left of uploads that broke off."""

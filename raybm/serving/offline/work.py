@@ -9,13 +9,14 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
+from raybm.core.errors import Conflict
 from raybm.serving import statuses
 from raybm.serving.offline.lines import OVERHEAD_BYTES, Line, check, numbered, requests
 from raybm.serving.offline.record import ENDED, Batch, Batches, Counts, Mistake, Mistakes, Results, Status
-from raybm.serving.offline.stored import Files, Missing
+from raybm.serving.offline.stored import Files, Missing, new_id
 from raybm.serving.wire import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Work:
         self._rows, self._bytes, self._flushed = list[bytes](), 0, time.monotonic()
         self._completed = self._failed = 0
         self._writing = asyncio.Lock()
+        self._over_with = False  # a thread that still writes stops
 
     async def run(self) -> None:
         """Raises StorageError; Conflict: somebody else works on it. It can be begun again at any time."""
@@ -154,7 +156,7 @@ class Work:
         if line.body.get("stream"):
             refused = statuses.response(InvalidRequest("stream: the answers of a batch are no streams; leave it out.", param="stream"))
             return refused.status_code, bytes(refused.body)
-        body, attempts, wait_s = json.dumps(line.body, ensure_ascii=False).encode(), 0, self._tools.pace.retry_s
+        body, attempts, wait_s = json.dumps(line.body, ensure_ascii=False, separators=(",", ":")).encode(), 0, self._tools.pace.retry_s
         while True:
             status, answer = await self._tools.ask(line.url, body, self._batch.tenant)
             if status not in (503, 504):
@@ -203,9 +205,30 @@ class Work:
             )
 
     async def _finish(self) -> None:
-        """The two files, and the last status. What is done here is the same however often it is begun."""
-        now = int(self._tools.clock())
-        await self._change(lambda b: _to(b, "finalizing", now) if b.status == "in_progress" else b)
+        """The two files, and the last status. It can be begun as often as it takes, also by two at once: each writes files of its own, and
+        the names in the record say whose count."""
+        tools, tenant, left = self._tools, self._batch.tenant, (self._batch.output_id, self._batch.error_id)
+        now = tools.clock()
+        output, error = new_id("file-", now), new_id("file-", now)
+
+        def begun(batch: Batch) -> Batch:
+            if batch.status in ENDED:
+                raise self._taken()
+            return (_to(batch, "finalizing", int(now)) if batch.status == "in_progress" else batch).model_copy(
+                update={"output_id": output, "error_id": error}
+            )
+
+        await self._change(begun)
+        await asyncio.to_thread(tools.files.discard, tenant, left)
+        try:
+            await self._end(output, error)
+        except Conflict:  # the record is not ours, nor names ours; where this is cancelled it may
+            await asyncio.to_thread(tools.files.discard, tenant, (output, error))
+            raise
+        finally:
+            self._over_with = True
+
+    async def _end(self, output: str, error: str) -> None:
         end: Status = "completed"
         mistakes = None
         if self._batch.status == "cancelling":
@@ -216,12 +239,23 @@ class Work:
                 end = "expired"
             except Missing:
                 end, mistakes = "failed", Mistakes(data=(DELETED,))
-        output = await asyncio.to_thread(self._file, True)
-        errors = await asyncio.to_thread(self._file, False)
+        files = {
+            "output_file_id": await asyncio.to_thread(self._file, output, True),
+            "error_file_id": await asyncio.to_thread(self._file, error, False),
+        }
         counts = Counts(total=self._batch.request_counts.total, completed=self._completed, failed=self._failed)
-        ended = {"request_counts": counts, "output_file_id": output, "error_file_id": errors, "errors": mistakes}
         now = int(self._tools.clock())
-        await self._change(lambda b: _to(b, end, now, **ended))
+
+        def finished(batch: Batch) -> Batch:
+            if batch.output_id != output:
+                raise self._taken()
+            return _to(batch, end, now, request_counts=counts, errors=mistakes, **files)
+
+        await self._change(finished)
+
+    def _taken(self) -> Conflict:
+        where = self._tools.batches.folder(self._batch.tenant, self._batch.id).uri
+        return Conflict("another worker has taken over while this one was quiet.", where=where)
 
     async def _expire(self) -> None:
         """An error for each line that was not answered in time. Raises Missing."""
@@ -229,15 +263,20 @@ class Work:
             await self._add(line.custom_id, None, EXPIRED)
         await self._flush()
 
-    def _file(self, good: bool) -> str | None:
-        """The rows of one kind as a file; None where there are none."""
+    def _file(self, id: str, good: bool) -> str | None:
+        """The rows of one kind as the file `id`; None where there are none."""
         if not (self._completed if good else self._failed):
             return None
-        batch = self._batch
-        chunks = (row + b"\n" for rows in self._results.read() for row in rows if _good(json.loads(row)) == good)
-        id, kind = (batch.output_id, "output") if good else (batch.error_id, "error")
-        name = f"{batch.id}_{kind}.jsonl"
-        return self._tools.files.add(batch.tenant, chunks, name, "batch_output", expires_after_s=batch.output_expires_after_s, id=id).id
+
+        def chunks() -> Iterator[bytes]:
+            for rows in chain(self._results.read(), [()]):  # and at the end
+                if self._over_with:
+                    raise self._taken()
+                yield from (row + b"\n" for row in rows if _good(json.loads(row)) == good)
+
+        batch, kind = self._batch, "output" if good else "error"
+        name, kept_s = f"{batch.id}_{kind}.jsonl", batch.output_expires_after_s
+        return self._tools.files.add(batch.tenant, chunks(), name, "batch_output", expires_after_s=kept_s, id=id).id
 
     async def _change(self, how: Callable[[Batch], Batch]) -> None:
         self._batch = await asyncio.to_thread(self._tools.batches.change, self._batch.tenant, self._batch.id, how)
