@@ -210,16 +210,18 @@ class Evaluator:
             yield {"rows": part, "predictions": self.task.predict(part, self._ask)}
 
     def _latency(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Of a row that is asked alone, the median; the first one warms up."""
+        """Of a row that is asked alone, the median."""
+        if not rows:
+            return
+        self.task.predict(rows[:1], self._ask)
         end, seconds = time.perf_counter() + LATENCY_S, list[float]()
-        for row in rows[: LATENCY_ROWS + 1]:
+        for row in rows[:LATENCY_ROWS]:
             began = time.perf_counter()
             self.task.predict([row], self._ask)
             seconds.append(time.perf_counter() - began)
             if time.perf_counter() > end:
                 break
-        if seconds:
-            yield {LATENCY: 1000 * statistics.median(seconds[1:] or seconds)}
+        yield {LATENCY: 1000 * statistics.median(seconds)}
 
     def _ask(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return ask(self.engine, rows, self.view.evaluate.batch, self.view.evaluate.max_tokens)

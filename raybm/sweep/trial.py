@@ -78,8 +78,8 @@ def mean(trials: Sequence[Trial], metric: str) -> float | None:
 
 
 def spread(trials: Sequence[Trial], metric: str) -> float | None:
-    """Standard deviation over the seeds; None for one seed, or where one of them lacks the metric."""
-    values = [trial.metrics[metric] for trial in trials if metric in trial.metrics]
+    """Standard deviation over the seeds; None for one seed, or where one of them lacks the metric or has no number there."""
+    values = [value for trial in trials if math.isfinite(value := trial.metrics.get(metric, math.nan))]
     return statistics.stdev(values) if len(values) == len(trials) > 1 else None
 
 

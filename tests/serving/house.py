@@ -72,7 +72,7 @@ class House:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[None]:
         """Ends as a kill ends it: nothing is written any more."""
-        task = asyncio.create_task(offline_worker(self.spec, self.models, self.room, self.storage, PACE, self.clock).run())
+        task = asyncio.create_task(self._worker().run())
         before = asyncio.all_tasks()
         try:
             yield
@@ -81,6 +81,13 @@ class House:
             for one in asyncio.all_tasks() - before:
                 one.cancel()
             await asyncio.wait([task])
+
+    def tools(self) -> Any:
+        """What a worker works with."""
+        return self._worker()._tools
+
+    def _worker(self) -> Any:
+        return offline_worker(self.spec, self.models, self.room, self.storage, PACE, self.clock)
 
     def http(self, key: str = ACME[0]) -> httpx.AsyncClient:
         return httpx.AsyncClient(

@@ -12,13 +12,14 @@ from typing import Any
 import openai
 import pytest
 
-from raybm.core.errors import Overloaded, RaybmError
+from raybm.core.errors import Conflict, Overloaded, RaybmError
 from raybm.core.storage import LocalStorage, Storage
 from raybm.engines.protocol import Answer
 from raybm.serving.adapted import with_adapters
 from raybm.serving.offline import stored
 from raybm.serving.offline.record import Batches, Results
 from raybm.serving.offline.stored import folder_name, new_id
+from raybm.serving.offline.work import Work
 from tests.fakes import LocalModel
 from tests.serving.house import OTHER, Gated, House, ended, free_leases, line, rows, started, started_of, until
 
@@ -124,6 +125,26 @@ def test_one_that_was_quiet_in_writing_the_files_spoils_nothing(tmp_path: Path, 
     monkeypatch.setattr(stored.Files, "discard", told)
     asyncio.run(go())
     assert len(house.files.ids("acme")) == 2
+
+
+def test_one_that_was_quiet_adds_nothing_to_what_is_over(tmp_path: Path) -> None:
+    house = House(LocalStorage(tmp_path))
+
+    async def go() -> None:
+        async with house.client() as client:
+            id = await started(client, [line(n) for n in range(5)])
+            async with house.worker():
+                batch = await ended(client, id)
+                await until(lambda: not house.storage.keys("active"))
+            before = house.batches.get("acme", id)
+            late = Work(before.model_copy(update={"status": "in_progress"}), house.tools())
+            await late._add("c1", None, None)
+            with pytest.raises(Conflict, match="taken over"):
+                await late._flush()
+            assert house.batches.get("acme", id) == before and not house.batches.folder("acme", id).keys("parts")
+            assert batch == await client.batches.retrieve(id)
+
+    asyncio.run(go())
 
 
 def test_files_that_come_days_after_their_batch_are_not_taken_for_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,6 +333,15 @@ def test_a_score_that_is_no_number_never_wins(tmp_path: Path) -> None:
     assert found.points[0].trials[0].error == "validation.loss is nan." and found.winner().train.lr == 1e-2
 
 
+def test_a_seed_without_a_number_has_no_spread(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID | {"repeats": 2, "budget": {"trials": 1}})
+    for loss in (math.nan, 2.0):
+        end(found, loss=loss)
+    rows = list(csv.DictReader(io.StringIO(found.points.table(found.spec.space))))
+    assert [row["end"] for row in rows] == ["failed", "finished"] and [row["validation.loss.std"] for row in rows] == ["", ""]
+    assert write(found, tmp_path).exists()
+
+
 def test_a_population_begins_elsewhere_than_other_searches(tmp_path: Path) -> None:
     """Their trainings would be past its exchanges."""
     plain = {"space": POPULATION["space"], "sampler": POPULATION["sampler"]}

@@ -196,24 +196,28 @@ class Work:
                 return
             completed, failed = self._completed, self._failed
             try:
+                await self._change(self._open)  # where it is at its end its parts are gone, and nothing would say so
                 await asyncio.to_thread(self._results.append, rows)
             except BaseException:
                 self._rows[:0] = rows  # not written, so not forgotten: the next to flush meets the fault too
                 raise
-            await self._change(
-                lambda b: b.model_copy(update={"request_counts": Counts(total=b.request_counts.total, completed=completed, failed=failed)})
-            )
+
+            def counted(batch: Batch) -> Batch:
+                counts = Counts(total=self._open(batch).request_counts.total, completed=completed, failed=failed)
+                return batch.model_copy(update={"request_counts": counts})
+
+            await self._change(counted)
 
     async def _finish(self) -> None:
         """The two files, and the last status. It can be begun as often as it takes, also by two at once: each writes files of its own, and
         the names in the record say whose count."""
-        tools, tenant, left = self._tools, self._batch.tenant, (self._batch.output_id, self._batch.error_id)
-        now = tools.clock()
+        tools, tenant, now = self._tools, self._batch.tenant, self._tools.clock()
+        left: tuple[str | None, ...] = ()
         output, error = new_id("file-", now), new_id("file-", now)
 
         def begun(batch: Batch) -> Batch:
-            if batch.status in ENDED:
-                raise self._taken()
+            nonlocal left
+            left = self._open(batch).output_id, batch.error_id
             return (_to(batch, "finalizing", int(now)) if batch.status == "in_progress" else batch).model_copy(
                 update={"output_id": output, "error_id": error}
             )
@@ -239,10 +243,15 @@ class Work:
                 end = "expired"
             except Missing:
                 end, mistakes = "failed", Mistakes(data=(DELETED,))
-        files = {
-            "output_file_id": await asyncio.to_thread(self._file, output, True),
-            "error_file_id": await asyncio.to_thread(self._file, error, False),
-        }
+        try:
+            files = {
+                "output_file_id": await asyncio.to_thread(self._file, output, True),
+                "error_file_id": await asyncio.to_thread(self._file, error, False),
+            }
+        except BaseException:
+            self._over_with = True
+            await asyncio.to_thread(self._tools.files.discard, self._batch.tenant, (output, error))
+            raise
         counts = Counts(total=self._batch.request_counts.total, completed=self._completed, failed=self._failed)
         now = int(self._tools.clock())
 
@@ -252,6 +261,12 @@ class Work:
             return _to(batch, end, now, request_counts=counts, errors=mistakes, **files)
 
         await self._change(finished)
+
+    def _open(self, batch: Batch) -> Batch:
+        """The batch. Raises Conflict where somebody else has brought it to its end."""
+        if batch.status in ENDED:
+            raise self._taken()
+        return batch
 
     def _taken(self) -> Conflict:
         where = self._tools.batches.folder(self._batch.tenant, self._batch.id).uri
@@ -276,7 +291,11 @@ class Work:
 
         batch, kind = self._batch, "output" if good else "error"
         name, kept_s = f"{batch.id}_{kind}.jsonl", batch.output_expires_after_s
-        return self._tools.files.add(batch.tenant, chunks(), name, "batch_output", expires_after_s=kept_s, id=id).id
+        self._tools.files.add(batch.tenant, chunks(), name, "batch_output", expires_after_s=kept_s, id=id)
+        if self._over_with:
+            self._tools.files.discard(batch.tenant, (id,))
+            raise self._taken()
+        return id
 
     async def _change(self, how: Callable[[Batch], Batch]) -> None:
         self._batch = await asyncio.to_thread(self._tools.batches.change, self._batch.tenant, self._batch.id, how)

@@ -95,6 +95,7 @@ class Worker:
         try:
             await asyncio.wait([work])
         finally:
+            work.cancel()
             await asyncio.to_thread(lease.__exit__, None, None, None)
         if work.cancelled():
             raise Conflict("another worker has taken over while this one was quiet.", where=folder.uri)
