@@ -92,13 +92,9 @@ class Points(list[Point]):
             scores = [trial.metrics.get(name, "") for name in metrics]
             place = [trial.point, trial.repeat, trial.parent or "", trial.end or "", int(trial.point in front)]
             point = self[trial.point - 1]
-            over = [_blank(value) for name in seeds for value in (point.mean(name), point.spread(name))]
+            over = [value for name in seeds for value in (point.mean(name), point.spread(name))]
             rows.writerow([*place, *values, *scores, *over, trial.seconds, trial.error])
         return text.getvalue()
-
-
-def _blank(value: float | None) -> float | str:
-    return "" if value is None else value
 
 
 def _energy(trial: Trial) -> float:
