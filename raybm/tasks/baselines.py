@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from raybm.models import dataurl
+from raybm.models.images import ImageProcessor
+
+SIDE = 28  # pixels
 WORDS = {"token_pattern": r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+", "ngram_range": (1, 2), "sublinear_tf": True}
 """TF-IDF of words and pairs of words. A CJK character counts as a word, since nothing parts the words there."""
 
@@ -22,7 +28,6 @@ def linear_text_tagger(
     texts: Sequence[str], tags: Sequence[Sequence[str]], labels: Sequence[str], seed: int
 ) -> Callable[[Sequence[str]], list[list[str]]]:
     """A linear support vector machine over TF-IDF for each of `labels` against the rest: texts → the labels of each."""
-    import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
@@ -46,7 +51,6 @@ def linear_table_regression(
     rows: Sequence[Mapping[str, Any]], numeric: Sequence[str], categorical: Sequence[str], targets: Sequence[float]
 ) -> Callable[[Sequence[Mapping[str, Any]]], list[float]]:
     """Ridge regression over standardised numbers and one-hot categories, its penalty chosen by leave-one-out validation."""
-    import numpy as np
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
@@ -57,3 +61,9 @@ def linear_table_regression(
 
     model = make_pipeline(DictVectorizer(sparse=False), StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))).fit(features(rows), targets)
     return lambda rows: [float(value) for value in model.predict(features(rows))]
+
+
+def small_pixels(images: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Pictures as data URLs → (pictures, 3 × 28 × 28), from 0 to 1: what a simple model sees of them."""
+    processor = ImageProcessor(SIDE, SIDE, (0.0,) * 3, (1.0,) * 3)
+    return (processor.pixels([dataurl.decode(image) for image in images]).reshape(len(images), -1) / 255).astype(np.float32)

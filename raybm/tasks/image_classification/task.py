@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from raybm.core.errors import UserError
 from raybm.core.signature import Signature
 from raybm.models import dataurl, own
-from raybm.models.images import ImageProcessor
+from raybm.tasks.baselines import small_pixels
 from raybm.tasks.batching import IGNORED, in_training
 from raybm.tasks.classification import head_config, label_set, scores
 from raybm.tasks.image_classification.augment import augment, mix
@@ -22,7 +22,6 @@ from raybm.tasks.image_classification.spec import ImageClassification
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 
 LEAST = 2  # pictures in a batch: a batch norm over one value a channel has no variance
-BASELINE_SIDE = 28  # pixels
 
 
 class ImageClassificationTask(Task):
@@ -97,8 +96,10 @@ class ImageClassificationTask(Task):
         """Logistic regression over the pixels."""
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(max_iter=200, tol=1e-3).fit(_pixels(train), [row["label"] for row in train])
-        return lambda rows: [{"label": str(label)} for label in model.predict(_pixels(rows))]
+        model = LogisticRegression(max_iter=200, tol=1e-3).fit(
+            small_pixels([row["image"] for row in train]), [row["label"] for row in train]
+        )
+        return lambda rows: [{"label": str(label)} for label in model.predict(small_pixels([row["image"] for row in rows]))]
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         return scores(predictions, rows, labels)
@@ -112,10 +113,3 @@ class ImageClassificationTask(Task):
             labels=tuple(labels),
             max_length=max_length,
         )
-
-
-def _pixels(rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(rows, 3 × 28 × 28), from 0 to 1."""
-    processor = ImageProcessor(BASELINE_SIDE, BASELINE_SIDE, (0.0,) * 3, (1.0,) * 3)
-    pixels = processor.pixels([dataurl.decode(row["image"]) for row in rows]).reshape(len(rows), -1)
-    return (pixels / 255).astype(np.float32)

@@ -14,14 +14,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from raybm.core.errors import Unsupported, UserError
 from raybm.core.signature import Signature
 from raybm.models import dataurl
-from raybm.models.images import ImageProcessor
+from raybm.tasks.baselines import small_pixels
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.image_text.spec import ImageText
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 
 AT = (1, 5)  # places among which the right one is looked for
 AT_ONCE = 1000  # queries whose similarities are held together
-BASELINE_SIDE = 28  # pixels
 WORDS = {"token_pattern": r"\S+"}  # whatever stands between spaces
 BASELINE_WIDTH = 128  # of its vectors
 
@@ -117,10 +116,10 @@ class ImageTextTask(Task):
         words = TfidfVectorizer(sublinear_tf=True, **WORDS)
         counts = words.fit_transform([row["text"] for row in train])
         reduced = TruncatedSVD(max(1, min(BASELINE_WIDTH, *(side - 1 for side in counts.shape))), random_state=seed)
-        regression = Ridge(alpha=10.0).fit(_pixels(train), reduced.fit_transform(counts))
+        regression = Ridge(alpha=10.0).fit(small_pixels([row["image"] for row in train]), reduced.fit_transform(counts))
 
         def vectors(rows: Sequence[Row]) -> list[dict[str, Any]]:
-            images = regression.predict(_pixels(rows))
+            images = regression.predict(small_pixels([row["image"] for row in rows]))
             texts = reduced.transform(words.transform([row["text"] for row in rows]))
             return [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]
 
@@ -156,9 +155,3 @@ def _recall(name: str, queries: Vectors, candidates: Vectors, own: Any, theirs: 
         for at in AT:
             hits[at] += int(right[:, :at].any(1).sum())
     return {f"{name}_recall_at_{at}": count / len(queries) for at, count in hits.items()}
-
-
-def _pixels(rows: Sequence[Row]) -> Vectors:
-    processor = ImageProcessor(BASELINE_SIDE, BASELINE_SIDE, (0.0,) * 3, (1.0,) * 3)
-    pixels = processor.pixels([dataurl.decode(row["image"]) for row in rows]).reshape(len(rows), -1)
-    return (pixels / 255).astype(np.float32)

@@ -48,7 +48,7 @@ class TextClassificationTask(Task):
         return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
-        filled = rows or [{"input_ids": [processor.pad_token_id], "labels": [IGNORED]}]
+        filled = rows or [{"input_ids": [processor.pad_token_id or 0], "labels": [IGNORED]}]
         ids, mask = pad([row["input_ids"] for row in filled], processor.pad_token_id or 0)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([int(row["labels"][0]) for row in filled])}
 
