@@ -73,7 +73,7 @@ def measured(folder: Path, slots: int) -> tuple[dict[str, float], dict[str, Any]
     runner.run(base, Alone("faults"), context, nullcontext, last="prepare")
     search = Search(job, context, "faults")
     began = time.perf_counter()
-    tune(search, Faulty(folder))
+    tune(search, slots, Faulty(folder))
     wall = time.perf_counter() - began
     ends: dict[str, Counter[str]] = {}
     right = 0

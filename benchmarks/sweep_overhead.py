@@ -111,7 +111,7 @@ def ours(trials: int, seconds: float) -> float:
         )
         search = Search(job, context, "overhead")
         began = time.perf_counter()
-        tune(search, work)
+        tune(search, SLOTS, work)
         wall = time.perf_counter() - began
         over = sum(point.end == "finished" for point in search.points)
         if over != trials:

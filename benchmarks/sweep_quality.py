@@ -172,7 +172,7 @@ def searched(plain: dict[str, Any], place: Path, way: str, seed: int, sweep: dic
     if not shared.exists():
         shutil.copytree(store / "artifacts" / "prepare", shared / "artifacts" / "prepare")
     search = Search(job, context, f"{way}-{seed}")
-    tune(search)
+    tune(search, sweep["concurrent"])
     failed = [
         trial.error for point in search.points for trial in point.trials if trial.end == "failed" and "the loss is" not in trial.error
     ]

@@ -10,11 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from raybm import plan, report, runner, sweep
 from raybm.cli.display import Display
-from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, wait_for_place
+from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, room, wait_for_place
 from raybm.core.artifact import Record
 from raybm.core.context import Context
 from raybm.core.errors import Cancelled, RaybmError
@@ -50,7 +51,7 @@ def drive(job: JobSpec, address: str | None, dashboard: bool = False) -> dict[st
                 context = Context(job.canonical(), job.name, root, job.resources, run.folder, events, progress)
                 with _on_ray_once(job, address, dashboard, progress) as on_ray:
                     if job.sweep is not None:
-                        job = sweep.run(job, run, context, on_ray)
+                        job = sweep.run(job, run, context, on_ray, partial(room, _ask(job)))
                         context = replace(context, job=job.canonical())
                     records = runner.run(job, run, context, on_ray)
         except BaseException as error:
@@ -81,8 +82,7 @@ def _on_ray_once(job: JobSpec, address: str | None, dashboard: bool, progress: A
 @contextmanager
 def _on_ray(job: JobSpec, address: str | None, dashboard: bool, progress: Any) -> Iterator[None]:
     """A Ray that can hold the job; refused at once where it never can."""
-    resources = job.resources
-    ask = Ask(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type, DATA_CPUS)
+    resources, ask = job.resources, _ask(job)
     each, trials = resources.workers * resources.cpus_per_worker, 1
     if job.sweep is not None:
         dashboard = True  # whose API Ray Train asks before it frees what a stopped trial held
@@ -102,6 +102,11 @@ def _on_ray(job: JobSpec, address: str | None, dashboard: bool, progress: Any) -
         if not connection.embedded:
             wait_for_place(ask, resources.placement_timeout_s, progress)
         yield
+
+
+def _ask(job: JobSpec) -> Ask:
+    resources = job.resources
+    return Ask(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker, resources.accelerator_type, DATA_CPUS)
 
 
 @contextmanager

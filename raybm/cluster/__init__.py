@@ -5,7 +5,19 @@ cluster's address in its environment.
 """
 
 from raybm.cluster.jobs import Job, cancel, jobs, submit
-from raybm.cluster.placement import Ask, check_placement, memory_of_a_worker, wait_for_place
+from raybm.cluster.placement import Ask, check_placement, memory_of_a_worker, room, wait_for_place
 from raybm.cluster.session import Connection, connect
 
-__all__ = ["Ask", "Connection", "Job", "cancel", "check_placement", "connect", "jobs", "memory_of_a_worker", "submit", "wait_for_place"]
+__all__ = [
+    "Ask",
+    "Connection",
+    "Job",
+    "cancel",
+    "check_placement",
+    "connect",
+    "jobs",
+    "memory_of_a_worker",
+    "room",
+    "submit",
+    "wait_for_place",
+]

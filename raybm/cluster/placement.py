@@ -58,12 +58,21 @@ class Nodes:
         return f"{'' if self.present else f'up to {self.count} more '}{self.name}: {_show(self.resources)}"
 
 
-def fits(ask: Ask, nodes: Sequence[Nodes]) -> bool:
-    """Every worker whole on one node, the extra CPUs on what is left."""
+def times(ask: Ask, nodes: Sequence[Nodes]) -> int:
+    """How often the workers fit at the same time, each whole on one node, the extra CPUs once, on what is left."""
     need = ask.worker()
     places = sum(n.count * min(math.floor(n.resources.get(name, 0.0) / amount + 1e-9) for name, amount in need.items()) for n in nodes)
-    cpus = sum(n.count * n.resources.get("CPU", 0.0) for n in nodes)
-    return places >= ask.workers and cpus >= ask.workers * ask.cpus_per_worker + ask.extra_cpus - 1e-9
+    cpus = sum(n.count * n.resources.get("CPU", 0.0) for n in nodes) - ask.extra_cpus
+    return max(0, min(places // ask.workers, math.floor(cpus / (ask.workers * ask.cpus_per_worker) + 1e-9)))
+
+
+def fits(ask: Ask, nodes: Sequence[Nodes]) -> bool:
+    return times(ask, nodes) > 0
+
+
+def room(ask: Ask) -> int:
+    """How often the nodes that the connected cluster has now hold the workers of `ask` at the same time."""
+    return times(ask, _present())
 
 
 def check_placement(ask: Ask) -> None:

@@ -70,7 +70,7 @@ class SweepSpec(Spec):
     """Trials of each point, with seeds that count up from the job's; its value is their mean."""
     budget: Budget = Budget()
     concurrent: PositiveInt | None = None
-    """Trials at a time. Default: as many as fit."""
+    """Trials at a time. Default: as many as the nodes hold that are there when it begins."""
     max_failures: NonNegativeInt = 1
     """Times that a trial which died is begun again before it counts as failed."""
 

@@ -54,9 +54,9 @@ def prepares(path: str) -> bool:
     return section in ("task", "data") or (section == "model" and field.partition(".")[0] in ModelInput.model_fields)
 
 
-def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]]) -> JobSpec:
-    """Search until the budget is used up, and return the job with the best point's values. Raises UserError where no point was
-    finished."""
+def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], room: Callable[[], int]) -> JobSpec:
+    """Search until the budget is used up, and return the job with the best point's values. `room`: how many trials the cluster
+    holds at a time, asked once there is one. Raises UserError where no point was finished."""
     from raybm.sweep.page import write
     from raybm.sweep.tuning import tune
 
@@ -71,7 +71,7 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
         try:
             if search.more:
-                tune(search)
+                tune(search, room())
         finally:  # also of what was interrupted
             context.run_dir.joinpath("sweep.csv").write_text(search.points.table(search.spec.space), encoding="utf-8")
             context.progress(f"sweep: {write(search, context.run_dir)}")

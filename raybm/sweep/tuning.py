@@ -41,9 +41,9 @@ QUIET = {
 }
 
 
-def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Try until nothing is left, or the budget's time is over. `work`: what a trial does with what `Asking.suggest` gives it, where it is
-    not to train."""
+def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Try until nothing is left, or the budget's time is over. `room`: trials that the cluster holds at a time. `work`: what a trial does
+    with what `Asking.suggest` gives it, where it is not to train."""
     spec, resources = search.spec, search.base.resources
     alone = resources.workers == 1
     scheduler = None
@@ -51,7 +51,7 @@ def tune(search: Search, work: Callable[[dict[str, Any]], None] | None = None) -
         scheduler = spec.scheduler.build(search.points.first, spec.objectives[search.points.first], TIME)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     beats = ray.remote(num_cpus=0, scheduling_strategy=here)(Beats).remote(search.base.train.stall_timeout_s)
-    hours, room = spec.budget.hours, _fitting(resources)
+    hours, room = spec.budget.hours, max(1, room)  # one where an autoscaler has yet to bring the nodes
     asking = Asking(search, beats, spec.concurrent or room, time.monotonic() + hours * 3600 if hours else math.inf)
     search.context.progress(f"sweep: {asking.places} trials at a time" + (f"; {room} would fit" if room != asking.places else ""))
     begin = {"TUNE_MAX_PENDING_TRIALS_PG": str(asking.places)}  # trials that begin at a time; 1 where the limit is not Tune's own
@@ -87,15 +87,6 @@ def _ask(resources: Resources) -> dict[str, float]:
     """What a trial of one worker holds."""
     asked = {"CPU": resources.cpus_per_worker} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
     return asked | ({f"accelerator_type:{resources.accelerator_type}": 0.001} if resources.accelerator_type else {})
-
-
-def _fitting(resources: Resources) -> int:
-    """How many trials the cluster holds at a time, a CPU left for data."""
-    there = ray.cluster_resources()
-    room = math.floor((there.get("CPU", 1.0) - 1) / (resources.workers * resources.cpus_per_worker) + 1e-9)
-    if resources.gpus_per_worker:
-        room = min(room, math.floor(there.get("GPU", 0.0) / (resources.workers * resources.gpus_per_worker) + 1e-9))
-    return max(1, int(room))
 
 
 class Asking(Searcher):

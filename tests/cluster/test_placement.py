@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raybm.cluster import placement
-from raybm.cluster.placement import Ask, Nodes, check_placement, fits, memory_of_a_worker, memory_share
+from raybm.cluster.placement import Ask, Nodes, check_placement, fits, memory_of_a_worker, memory_share, times
 from raybm.core.errors import PlacementError
 
 SMALL = Nodes("10.0.0.1", {"CPU": 4.0})
@@ -28,6 +28,20 @@ GPU = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:A100": 1.0}
 )
 def test_fits(ask: Ask, nodes: list[Nodes], fit: bool) -> None:
     assert fits(ask, nodes) is fit
+
+
+@pytest.mark.parametrize(
+    ("ask", "nodes", "often"),
+    [
+        (Ask(1, 4), [Nodes("a", {"CPU": 6.0}, count=2)], 2),  # and not three, of twelve CPUs
+        (Ask(2, 1, extra_cpus=1), [SMALL, SMALL], 3),
+        (Ask(2, 1, 0.5, "A100"), [SMALL, Nodes("a", GPU)], 2),
+        (Ask(1, 1, 1, "H100"), [Nodes("a", GPU)], 0),
+        (Ask(1, 0.5, extra_cpus=1), [Nodes("a", {"CPU": 0.5})], 0),
+    ],
+)
+def test_how_many_at_a_time(ask: Ask, nodes: list[Nodes], often: int) -> None:
+    assert times(ask, nodes) == often
 
 
 def test_bundles_are_the_workers_and_the_rest() -> None:

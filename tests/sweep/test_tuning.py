@@ -170,6 +170,21 @@ def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) ->
     assert again["train"].metrics["validation"] == pytest.approx(records["train"].metrics["validation"], abs=1e-6)
 
 
+def test_a_population_of_gangs_exchanges_shards(ray_session: str, tmp_path: Path) -> None:
+    scheduler = {"kind": "pbt", "size": 2, "share": 0.5}
+    sweep = {"space": {"train.lr": {"loguniform": [1e-6, 1e-2]}}, "sampler": {"kind": "random"}, "scheduler": scheduler, "concurrent": 1}
+    train = TRAIN | {"max_steps": 8, "validate_every_steps": 4, "zero": {"stage": 2}}
+    given = spec(tmp_path, sweep, publish=None, evaluate=None, resources={"workers": 2}, train=train)
+    records = drive(given, ray_session)
+    table = rows(tmp_path)
+    assert [row["end"] for row in table] == ["stopped"] * 2 + ["finished"] * 2
+    better = min(table[:2], key=lambda row: float(row["validation.loss"]))["point"]
+    assert [row["parent"] for row in table[2:]] == [better, better] and records["train"].view["workers"] == 2
+    trials = tmp_path / "store" / "runs" / states(open_storage(str(tmp_path / "store")))[0].run / "trials"
+    for name in ("00003-0", "00004-0"):  # both ranks' parts of the optimiser, as the parent left them
+        assert [event["step"] for event in read_events(trials / name / "metrics.jsonl") if event["kind"] == "resume"] == [4]
+
+
 def test_members_that_have_become_alike(ray_session: str, tmp_path: Path) -> None:
     """Their training is one artifact: who comes second finds it where it is to pause, or done."""
     sweep = {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "random"}, "scheduler": {"kind": "pbt", "size": 2, "share": 0.5}}
