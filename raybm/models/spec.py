@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
@@ -134,4 +135,14 @@ class ModelSpec(ModelInput):
                 else None
             ),
         ),
+        Check(("config", "tokenizer"), lambda *values: _vocabulary(*values)),
     )
+
+
+def _vocabulary(config: Mapping[str, Any], tokenizer: TokenizerSpec | None) -> tuple[str, str] | None:
+    text = config.get("text_config")
+    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, Mapping) else None)
+    if tokenizer is None or size is None or (isinstance(size, int) and size >= tokenizer.vocab_size):
+        return None
+    what = f"vocab_size is {size!r}, and the tokenizer may have {tokenizer.vocab_size} tokens."
+    return what, "Leave it out of `model.config`: the model gets as many as the tokenizer has."

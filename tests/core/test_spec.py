@@ -135,6 +135,7 @@ def test_checks_run_over_the_parts_that_are_valid(tmp_path: Path) -> None:
         (["train.schedule=plateau", "data.split.validation=0"], "train.schedule", "needs a validation split"),
         (["train.early_stopping={metric: accuracy}", "task={kind: regression}"], "train.early_stopping", "has no accuracy"),
         (["model={ref: 'scratch:bert', tokenizer: {train: char}, lora: {}}"], "model.lora", "no weights for adapters"),
+        (["model={ref: 'scratch:bert', tokenizer: {train: char}, config: {vocab_size: 50}}"], "model.config", "may have 8000 tokens"),
     ],
 )
 def test_training_that_cannot_be_is_refused(tmp_path: Path, overrides: list[str], path: str, said: str) -> None:
