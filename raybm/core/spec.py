@@ -26,10 +26,12 @@ INVALID = object()  # stands for a part of the document that did not validate
 @dataclass(frozen=True)
 class Check:
     """A rule over several keys. `test` takes the values at `paths` (relative to the class that states it; None where a
-    section is absent) and returns what is wrong with `paths[0]` and the remedy, or None. Not run while one is invalid."""
+    section is absent) and returns what is wrong and the remedy, or None. Not run while one is invalid."""
 
     paths: tuple[str, ...]
     test: Callable[..., tuple[str, str] | None]
+    where: str | None = None
+    """What the mistake is said to be in: a path, "" for the section itself. Default: the first one."""
 
 
 class Spec(BaseModel):
@@ -304,7 +306,8 @@ def _run_checks(node: Any, path: yamlfile.Path) -> list[Problem]:
     for check in cls.CHECKS:
         values = [_get(node, name) for name in check.paths]
         if not any(value is INVALID for value in values) and (wrong := check.test(*values)):
-            problems.append(Problem(yamlfile.dotted((*path, *check.paths[0].split("."))), *wrong))
+            where = check.paths[0] if check.where is None else check.where
+            problems.append(Problem(yamlfile.dotted((*path, *filter(None, where.split(".")))), *wrong))
     for name, value in fields.items():
         problems += _run_checks(value, (*path, name))
     return problems

@@ -14,12 +14,12 @@ from raybm.plan import choice
 from raybm.plan.choice import Option, Row, Way
 from raybm.plan.devices import DEVICES, Device, by_accelerator, cpu
 from raybm.plan.job import device_of, measure, micro_batch, packed, row_by_formula, samples, setup_of
-from raybm.plan.memory import Setup, Stage
+from raybm.plan.memory import PROCESS_BYTES, Setup, Stage
 from raybm.plan.units import size
 from raybm.spec.job import JobSpec
 from raybm.spec.train import TrainSpec
 
-NOTHING = "No number of workers would do: use a smaller model, shorter rows or train.gradient_checkpointing."
+NOTHING = "More workers would not do: use a smaller model, shorter rows, train.gradient_checkpointing or workers with more memory."
 SURE = 3.0  # where this many times what the formulas say fits, nothing is counted
 
 
@@ -52,6 +52,9 @@ def misfit(
     need = choice.option(shape, row, setup, rows, share, device, room)
     if need.fits:
         return None
+    if room <= 0:
+        what = f"a rank has {size(room + PROCESS_BYTES)}, and its process alone takes {size(PROCESS_BYTES)}."
+        return PlacementError(what, where="resources", remedy="Put fewer workers on a node, or use nodes with more memory.")
     same = choice.largest(shape, row, setup, share, device, room)
     would = same if same.fits else choice.recommended(choice.options(shape, row, setup, share, device, room), ways)
     more = _workers_that_fit(shape, row, setup, device, room) if (3, "none") in ways else ""

@@ -35,7 +35,7 @@ class Dimension(Spec):
     """Path of a field → value (or list of values) that it must have; else this field stays as the job has it. Such as
     `{train.optimizer: adamw}`. Fields that are searched too stand above."""
 
-    CHECKS: ClassVar[tuple[Check, ...]] = (Check(NAMES, lambda *values: _wrong(dict(zip(NAMES, values, strict=True)))),)
+    CHECKS: ClassVar[tuple[Check, ...]] = (Check(NAMES, lambda *values: _wrong(dict(zip(NAMES, values, strict=True))), where=""),)
 
     def draw(self, trial: Any, name: str) -> Any:
         """A value, suggested by an Optuna trial."""

@@ -47,6 +47,8 @@ def test_a_misfit_says_what_would_fit() -> None:
     alone = Setup(ranks=1, stage=0, each=4)
     found = misfit(Shape(10**11), ROW, alone, 1, 1, cpu(), room, choice.LADDER)
     assert found is not None and "ZeRO stage 3 on 32 workers, each with as much memory, would fit" in str(found)
+    found = misfit(Shape(10**6), ROW, alone, 1, 1, cpu(), choice.usable(cpu(), 300_000_000), choice.LADDER)
+    assert found is not None and "a rank has 300 MB, and its process alone takes" in str(found) and "fewer workers" in str(found)
 
 
 def test_a_job_that_cannot_fit_is_refused(tmp_path: Path) -> None:

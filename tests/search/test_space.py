@@ -35,6 +35,7 @@ def test_mistakes(dimension: dict[str, Any], wrong: str) -> None:
     with pytest.raises(SpecError) as caught:
         space(lr=dimension)
     assert wrong in str(caught.value) and "space.lr" in str(caught.value)
+    assert "space.lr.choice" not in str(caught.value) or dimension == {"choice": []}
 
 
 def test_an_empty_space() -> None:
