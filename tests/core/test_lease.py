@@ -79,11 +79,8 @@ def test_who_was_taken_over_learns_of_it_and_leaves_the_other_alone(tmp_path: Pa
     with Lease(storage, "me", 0.0, print, on_lost) as mine:
         mine.renew()
         ends = time.monotonic() + 30
-        while (
-            not noticed.is_set() and time.monotonic() < ends
-        ):  # the other one renews, too: what was just being renewed here is written over
+        while not noticed.wait(0.5) and time.monotonic() < ends:  # the other one renews, too, over what was just being renewed here
             storage.write(lease.KEY, holder(1, "elsewhere", age_s=0))  # while this process was suspended
-            noticed.wait(0.5)
         assert noticed.is_set()
         with pytest.raises(Conflict, match="taken over"):
             mine.renew()
