@@ -11,9 +11,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raybm.serving import statuses
+from raybm.serving.logs import ACCESS
 from raybm.serving.metrics import Metrics
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(ACCESS)
 PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: not worth a line
 LOGGED_PATH = 200  # characters
 LOGGED_ID = re.compile("[!-~]{1,128}")  # what has spaces or line ends could forge a line

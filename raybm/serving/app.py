@@ -31,7 +31,7 @@ from raybm.serving.offline.stored import Files, serving_storage
 from raybm.serving.offline.worker import offline_worker
 from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
-from raybm.serving.tracing import Traced, tracer
+from raybm.serving.tracing import traced
 from raybm.serving.watch import Origin
 from raybm.spec.serve import BATCHES_CPUS, BATCHES_NAME, GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
@@ -125,7 +125,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         store = Files(self._store), Batches(self._store)
         app = create_app(self._gateway, files.routes(self._gateway, *store), batches.routes(self._gateway, *store))
-        return Traced(app, tracer("raybm-gateway"))
+        return traced(app, "raybm-gateway")
 
     async def _missing(self) -> dict[str, str]:
         app = serve.get_replica_context().app_name
@@ -168,10 +168,11 @@ class Remote:
     """A model behind its Serve handle. A caller that is cancelled cancels the replica's work."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._unary, self._streaming = handle, handle.options(stream=True)
+        """Keeps its methods: each time that one is asked for, a handle makes another."""
+        self._unary, self._streaming = handle.call, handle.options(stream=True).stream
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        response = self._streaming.stream.remote(request, Origin())
+        response = self._streaming.remote(request, Origin())
         try:
             async for item in response:
                 if isinstance(item, RaybmError):
@@ -201,7 +202,7 @@ class Remote:
         return text
 
     async def _call(self, method: str, argument: Any) -> Any:
-        response = self._unary.call.remote(method, argument, Origin())
+        response = self._unary.remote(method, argument, Origin())
         try:
             result = await response
         except asyncio.CancelledError:

@@ -23,7 +23,7 @@ from typing import Protocol
 from raybm.core.errors import DeadlineExceeded, RaybmError, UserError
 from raybm.core.spec import load
 from raybm.serving import ingress
-from raybm.spec.serve import BATCHES_CPUS, HttpOptions, ServeConfig, ServedModel
+from raybm.spec.serve import BATCHES_CPUS, GATEWAY_NAME, HttpOptions, ServeConfig, ServedModel
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL_S = 0.5
@@ -36,6 +36,8 @@ Say = Callable[[str], None]
 class Connection(Protocol):
     @property
     def embedded(self) -> bool: ...
+    @property
+    def logs(self) -> Path | None: ...
 
 
 class Connect(Protocol):
@@ -86,7 +88,7 @@ def deploy(
         if on_ready:
             on_ready(endpoint)
         if block and connection.embedded:
-            say("Ctrl-C ends it.")
+            say(f"Requests are logged in {connection.logs}/serve/*_{GATEWAY_NAME}_*.log. Ctrl-C ends it.")
             wait_for_signal()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -41,9 +42,10 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
         "/tokenize": (wire.Tokenize, answers.TokenizeAnswer, gateway.tokenize),
         "/detokenize": (wire.Detokenize, answers.DetokenizeAnswer, gateway.detokenize),
     }
+    asked = APIRouter(route_class=Direct)
     for path, (kind, answer, work) in posts.items():
-        app.post(path, response_model=answer, **openapi.posted(kind))(_endpoint(gateway, kind, work))
-    for router in more:
+        asked.post(path, response_model=answer, **openapi.posted(kind))(_endpoint(gateway, kind, work))
+    for router in (asked, *more):
         app.include_router(router)
     app.openapi = openapi.describe(app, [kind for kind, _, _ in posts.values()], keys=bool(gateway.spec.api_keys))  # type: ignore[method-assign]
 
@@ -58,6 +60,13 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
     for told in (RaybmError, HTTPException, ClientDisconnect):
         app.add_exception_handler(told, refuse)
     return AccessLog(app, gateway.metrics)
+
+
+class Direct(APIRoute):
+    """A route whose endpoint takes the request as it is and makes the response: FastAPI only documents it, and has nothing to resolve."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 def _endpoint(gateway: Gateway, kind: type[wire.Wire], work: Any) -> Callable[[Request], Awaitable[Response]]:

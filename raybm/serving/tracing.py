@@ -53,6 +53,11 @@ def carrier() -> dict[str, str]:
     return carried
 
 
+def traced(app: ASGIApp, service: str) -> ASGIApp:
+    """The app, with spans where there is an endpoint for them. Raises UserError (the extra is missing)."""
+    return Traced(app, tracer(service)) if os.environ.get(ENDPOINT) else app
+
+
 class Traced:
     """A span for each HTTP request, until its last byte is out."""
 

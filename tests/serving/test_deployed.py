@@ -90,6 +90,15 @@ def test_streams_and_refusals(deployed: tuple[psutil.Process, Path]) -> None:
     assert 'raybm_ttft_seconds_count{model="smollm2",version=""} 1.0' in page and 'status="413"' in page
 
 
+def test_requests_are_logged_where_it_is_told(deployed: tuple[psutil.Process, Path]) -> None:
+    assert httpx.get(f"{URL}/v1/models", headers={"x-request-id": "look-for-me"}).status_code == 200
+    said = deployed[1].read_text()
+    pattern = Path(said.partition("Requests are logged in ")[2].partition(". Ctrl-C")[0])
+    (log,) = pattern.parent.glob(pattern.name)
+    assert "status=200" in log.read_text().partition("request=look-for-me")[0].splitlines()[-1]
+    assert "look-for-me" not in deployed[1].read_text()
+
+
 def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Process, Path]) -> None:
     """Its body comes behind its headers, as with most clients."""
     ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 1, "seed": 1}
