@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from pydantic.fields import FieldInfo
 from raybm.core import yamlfile
 from raybm.core.errors import NotFound, Problem, SpecError
 
+PYDANTICS = re.compile(
+    r"^Value error, |^(Input|String|Tuple|List|Dictionary) (?=should)| after validation"
+)  # words that a user need not read
 INVALID = object()  # stands for a part of the document that did not validate
 
 
@@ -180,7 +184,7 @@ def _problem(cls: type[Spec], path: yamlfile.Path, item: Any, data: Any) -> Prob
         if isinstance(value, list | tuple):
             return Problem(where, f"{_show(value)}: item {int(item['loc'][-1]) + 1} is missing.")
         return Problem(where, "this key is required and missing.")
-    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be").replace("String should", "should")
+    message = PYDANTICS.sub("", item["msg"])
     quotes = kind == "string_type" and isinstance(value, int | float)
     return Problem(where, f"{_show(value)}: {message}.".replace("..", "."), f'Write it in quotes: "{value}".' if quotes else "")
 
