@@ -2,8 +2,9 @@
 
 A convolutional network on 1,000 digits of MNIST and a convolutional text classifier on 1,000 SMS messages; searched are learning rate,
 batch, weight decay and warm-up, scored by validation loss after each epoch. Grid, random and TPE train every point for all its epochs;
-ASHA (over random points) and TPE with ASHA stop what falls behind, and try more points for the same epochs. Random draws the same points
-with ASHA as without, seed by seed.
+ASHA (over random points) and TPE with ASHA have points pause after one and three epochs, of which the better third goes on, and try more
+points for the same epochs. Random draws the same points with ASHA as without, seed by seed. Trials run one after another (`--slots`): two
+at a time spend epochs on a second one while the first is to show what it is worth.
 
 Prints {"epochs_to_random_best": {"tpe", "asha", "tpe_asha", "grid"}}: the epochs until random's final best is reached ÷ random's whole
 budget, the median over the seeds (more than 1: not reached), the worse of the two models. Best losses against epochs stand under `cases`.
@@ -28,7 +29,7 @@ POINTS = 10
 BUDGET = EPOCHS * POINTS
 ROWS = 1000
 SPLIT = {"validation": 0.3, "test": 0.05}
-ASHA = {"kind": "asha", "grace": 1, "reduction": 3}
+ASHA = {"kind": "asha", "type": "promotion", "grace": 1, "reduction": 3}
 TPE = {"kind": "tpe", "startup_trials": 4}
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "grid": ({"kind": "grid"}, None),
@@ -52,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--case", choices=("digits", "sms"), action="append", help="Only this one.")
-    parser.add_argument("--slots", type=int, default=2, help="Trials at a time.")
+    parser.add_argument("--slots", type=int, default=1, help="Trials at a time.")
     parser.add_argument("--data", type=Path, default=common.ROOT.parent / "shared" / "data", help="Folder with sms_spam.")
     given = parser.parse_args()
     from raybm.cluster import connect

@@ -32,7 +32,8 @@ class Display:
         self._status, self._since = run, clock()
         self._train: dict[str, Any] | None = None  # the last training event, while training
         self._trials: dict[tuple[int, int], tuple[float, dict[str, Any]]] = {}  # those of a sweep that run, with when they began
-        self._over, self._sweeping = 0, 0.0
+        self._over: set[tuple[int, int]] = set()  # names of trials, of which some may go on again
+        self._sweeping = 0.0
         self._pace = Pace()
         self._told = -math.inf
         self._spinner = Spinner("dots")
@@ -86,9 +87,10 @@ class Display:
             if kind == "trying":
                 began, _ = self._trials.get(name, (self.clock(), None))
                 self._trials[name] = began, fields
+                self._over.discard(name)
             else:
                 self._trials.pop(name, None)
-                self._over += 1
+                self._over.add(name)
 
     def _numbers(self, fields: dict[str, Any]) -> str:
         text = f"{_scores(fields)}, {fields['tokens_per_s']:,.0f} tokens/s"
@@ -128,10 +130,11 @@ class Display:
     def _left(self, fields: dict[str, Any]) -> str:
         """How many trials are over, those of earlier runs among them; and, where it is known how many there will be, how long the rest
         takes if it goes on so."""
-        over, wanted = fields["before"] + self._over, fields["of"]
+        here = len(self._over)
+        over, wanted = fields["before"] + here, fields["of"]
         if not wanted:
             return f"{over} trials over"
-        per_trial = (self.clock() - self._sweeping) / self._over if self._over else None
+        per_trial = (self.clock() - self._sweeping) / here if here else None
         left = f", {duration(per_trial * (wanted - over))} left" if per_trial is not None and wanted > over else ""
         return f"{over} of {wanted} trials over{left}"
 

@@ -24,4 +24,4 @@ from raybm.search.tpe import Tpe
 SamplerSpec = Annotated[Grid | Random | Tpe | CmaEs | Gp, Field(discriminator="kind")]
 SchedulerSpec = Annotated[Asha | HyperBand | MedianStopping | Pbt | Pb2, Field(discriminator="kind")]
 
-__all__ = ["Dimension", "Member", "Population", "SamplerSpec", "SchedulerSpec", "SpaceSpec", "points"]
+__all__ = ["Asha", "Dimension", "Member", "Population", "SamplerSpec", "SchedulerSpec", "SpaceSpec", "points"]

@@ -1,7 +1,10 @@
-"""Asynchronous successive halving, by Ray Tune."""
+"""Asynchronous successive halving: by Ray Tune where it stops trials; where it promotes them, which Tune cannot, here."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -15,9 +18,13 @@ ENDLESS = 1_000_000  # validations
 
 
 class Asha(Spec):
-    """Asynchronous successive halving (Li et al. 2020): at 1, 3, 9, ... validations only the best third of what came so far goes on."""
+    """Asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): at 1, 3, 9, ... validations only the best third of what came so
+    far goes on."""
 
     kind: Literal["asha"] = "asha"
+    type: Literal["stopping", "promotion"] = "stopping"
+    """`stopping`: a trial goes on at once or never. The first ones have little to be compared with, and run long. `promotion`: a trial
+    pauses, and goes on from its checkpoint when it is among the best third. Fewer epochs; what goes on starts once more each time."""
     grace: PositiveInt = 1
     """Validations that every trial gets."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
@@ -25,6 +32,30 @@ class Asha(Spec):
 
     def build(self, metric: str, mode: str, time: str) -> TrialScheduler:
         return halving(metric, mode, time, self.grace, self.reduction, brackets=1)
+
+    def rung(self, validations: int) -> int:
+        """The next number of validations to be compared at, after so many."""
+        found = self.grace
+        while found <= validations:
+            found = max(found + 1, round(found * self.reduction))
+        return found
+
+    def promoted(self, costs: Mapping[int, Mapping[int, float]], paused: Container[int], *, last: bool) -> int | None:
+        """Which of the `paused` points goes on, if one does: of the latest rung, one that is in the best share of all that came so far.
+        `costs`: point → validations → cost, the lower the better. `last`: no other point will come, and one a rung goes on at least."""
+        reached = max((max(curve) for curve in costs.values() if curve), default=0)
+        rungs = [self.rung(0)]
+        while rungs[-1] <= reached:
+            rungs.append(self.rung(rungs[-1]))
+        for rung, following in reversed(list(pairwise(rungs))):
+            here = {
+                point: curve[min(time for time in curve if time >= rung)] for point, curve in costs.items() if max(curve, default=0) >= rung
+            }
+            best = sorted((point for point in here if math.isfinite(here[point])), key=lambda point: here[point])
+            for point in best[: max(int(len(here) / self.reduction), int(last))]:
+                if point in paused and max(costs[point]) < following:
+                    return point
+        return None
 
 
 def halving(metric: str, mode: str, time: str, grace: int, reduction: float, brackets: int) -> TrialScheduler:

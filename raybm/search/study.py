@@ -45,6 +45,13 @@ class Study:
             point = following if point is None else point
             if point is None:
                 return None
+        return self._ask(point)
+
+    def again(self, asked: Asked) -> Asked:
+        """The same point, of which there will be more to tell."""
+        return self._ask(asked.point)
+
+    def _ask(self, point: Mapping[str, Any] | None) -> Asked:
         if point is not None:
             self.study.enqueue_trial({name: _encoded(self.space[name], value) for name, value in point.items()})
         trial = self.study.ask()

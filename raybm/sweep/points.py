@@ -18,6 +18,8 @@ class Point:
     asked: Asked
     trials: list[Trial] = field(default_factory=list)
     """One a seed."""
+    told: bool = False
+    """Whether the study knows how it ended."""
 
     @property
     def end(self) -> End | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from random import Random
+from statistics import fmean
 from typing import Any
 
 from raybm import runner
@@ -17,7 +18,7 @@ from raybm.core.errors import Problem, SpecError, UserError
 from raybm.core.events import FILE
 from raybm.core.runs import SWEEP, Run
 from raybm.models.spec import ModelInput
-from raybm.search import Member, Population
+from raybm.search import Asha, Member, Population
 from raybm.search.space import changed, probes
 from raybm.search.study import Asked, Study
 from raybm.spec.job import JobSpec
@@ -93,7 +94,9 @@ class Search:
         self.job, self.spec, self.context, self.run = job, job.sweep, context, run
         evaluates = any(name.startswith("evaluate.") for name in self.spec.objectives)
         self.base = job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
-        self.population = self.spec.scheduler if isinstance(self.spec.scheduler, Population) else None
+        scheduler = self.spec.scheduler
+        self.population = scheduler if isinstance(scheduler, Population) else None
+        self.rungs = scheduler if isinstance(scheduler, Asha) and scheduler.type == "promotion" else None
         key = self._key()
         # A population begins with other values than other searches, whose trainings would be past its first exchange.
         sampler = self.spec.sampler.build(job.seed if self.population is None else Random(f"{job.seed} {key}").getrandbits(32))
@@ -102,8 +105,8 @@ class Search:
         self.points = Points(self.spec.objectives)
         self.waiting: list[tuple[Point, int]] = []
         self.exhausted = False
-        self.before = 0
-        """Trials that were over when this run began."""
+        self.before: set[str] = set()
+        """Names of the trials that were over when this run began."""
         place = f"sweeps/{key}"
         self.storage = context.storage.at(place)
         self.begins_with: list[dict[str, Any]] = []
@@ -114,9 +117,19 @@ class Search:
         self._recall()
 
     @property
+    def pauses(self) -> bool:
+        """Whether trials pause on the way, and not Tune decides which of them go on."""
+        return self.population is not None or self.rungs is not None
+
+    @property
     def more(self) -> bool:
         """Whether there may be something left to try."""
-        return not self.spent and (bool(self.waiting) or (not self.exhausted and (self.wanted is None or len(self.points) < self.wanted)))
+        return not self.spent and (bool(self.waiting) or self._new or self._promoted() is not None)
+
+    @property
+    def _new(self) -> bool:
+        """Whether there may be points that nobody has asked for yet."""
+        return not self.exhausted and (self.wanted is None or len(self.points) < self.wanted)
 
     @property
     def spent(self) -> bool:
@@ -142,6 +155,12 @@ class Search:
         """Whether there is another point now."""
         if self.population is not None and len(self.points) >= self.population.size:
             return self._followed(self.population)
+        if (promoted := self._promoted()) is not None:
+            self._resume(promoted)
+            return True
+        for point in self.points if self.rungs is not None else ():
+            if point.end == "stopped" and not point.told:
+                self._settle(point)  # the sampler is to know of what does not go on for now
         asked = self.study.ask(self.begins_with[len(self.points)] if len(self.points) < len(self.begins_with) else None)
         self.exhausted = asked is None
         if asked is not None:
@@ -177,8 +196,37 @@ class Search:
         self._add(asked, {}, Trial(point=0, parent=number, start=before.start, phases=phases))
         return True
 
+    def _promoted(self) -> Point | None:
+        """The paused point that goes on now."""
+        if self.rungs is None:
+            return None
+        known = {number: self._costs(point) for number, point in enumerate(self.points) if point.end != "failed"}
+        paused = {number for number in known if self.points[number].end == "stopped"}
+        number = self.rungs.promoted(known, paused, last=not self._new and all(point.end is not None for point in self.points))
+        return None if number is None else self.points[number]
+
+    def _costs(self, point: Point) -> dict[int, float]:
+        """Validations → cost, the mean over the seeds."""
+        first, sign = self.points.first, self.points.sign
+        curves = [{int(at[TIME]): at[first] for at in trial.curve if first in at} for trial in point.trials if trial.curve]
+        return {time: sign * fmean(curve[time] for curve in curves) for time in set.intersection(*map(set, curves))} if curves else {}
+
+    def _resume(self, point: Point) -> None:
+        """Has a paused point's trials go on."""
+        if point.told:
+            point.asked, point.told = self.study.again(point.asked), False
+            for metrics in point.trials[0].curve:
+                self._report(point, metrics)
+        for repeat, trial in enumerate(point.trials):
+            if trial.end == "stopped":
+                point.trials[repeat] = trial.model_copy(update={"end": None})
+                self.waiting.append((point, repeat))
+                self.before.discard(trial.name)
+
     def until(self, trial: Trial) -> int | None:
         """Validations after which a trial pauses."""
+        if self.rungs is not None:
+            return self.rungs.rung(int(trial.metrics.get(TIME, 0)))
         return None if self.population is None else self.population.every * ((trial.point - 1) // self.population.size + 1)
 
     def trial_job(self, trial: Trial) -> JobSpec:
@@ -197,7 +245,7 @@ class Search:
         scores = {name: trial.metrics.get(name) for name in self.spec.objectives}
         wanted = self.wanted and self.wanted * self.spec.repeats
         told = {"repeat": trial.repeat, "values": trial.values, "scores": scores, "validations": int(trial.metrics.get(TIME, 0))}
-        self.context.events.emit("trying", step=trial.point, of=wanted, before=self.before, **told)
+        self.context.events.emit("trying", step=trial.point, of=wanted, before=len(self.before), **told)
 
     def ended(self, point: Point, trial: Trial) -> None:
         """Note what became of a trial, and of its point with the last of its seeds."""
@@ -206,12 +254,15 @@ class Search:
         if trial.end == "finished" and lacks:
             wrong = ", ".join(f"no {name} was reported" if value is None else f"{name} is {value}" for name, value in lacks.items())
             trial = trial.model_copy(update={"end": "failed", "error": f"{wrong}."})
+        time = trial.metrics.get(TIME, 0)
+        if self.rungs is not None and time > max((at[TIME] for at in trial.curve), default=0):  # it had been trained so far elsewhere
+            trial = trial.model_copy(update={"curve": (*trial.curve, trial.metrics)})
         point.trials[trial.repeat] = trial
         self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
         scores = {name: trial.metrics[name] for name in self.spec.objectives if name in trial.metrics}
         told = {"repeat": trial.repeat, "end": trial.end, "values": trial.values, "error": trial.error}
         self.context.events.emit("trial", step=trial.point, **told, **scores)
-        if point.end is not None:
+        if point.end is not None and not (self.rungs is not None and point.end == "stopped"):
             self._settle(point)
         self.context.progress(self._line(trial))
 
@@ -271,7 +322,7 @@ class Search:
             asked = self.study.ask(first.values)
             assert asked is not None
             self._add(asked, trials, first)
-        self.before = sum(trial.end is not None for point in self.points for trial in point.trials)
+        self.before = {trial.name for point in self.points for trial in point.trials if trial.end is not None}
         if known:
             over = sum(point.end is not None for point in self.points)
             self.context.progress(f"sweep: {over} points are done already, {len(self.points) - over} go on")
@@ -304,6 +355,7 @@ class Search:
         values = [value for value in means if value is not None]
         assert point.end is not None
         self.study.tell(point.asked, point.end, values)
+        point.told = True
 
     def _line(self, trial: Trial) -> str:
         """What became of a trial, beside the best."""
@@ -313,7 +365,8 @@ class Search:
         ranked = self.points.ranked()
         first = self.points.first
         best = f" (best: {shown(first, ranked[0].mean(first))}, point {ranked[0].trials[0].point})" if ranked else ""
-        return f"  point {trial.point}{of}{seed} {trial.end}: {self._values(trial)}: {told}{best}"
+        end = "paused" if self.pauses and trial.end == "stopped" else trial.end
+        return f"  point {trial.point}{of}{seed} {end}: {self._values(trial)}: {told}{best}"
 
     def _values(self, trial: Trial) -> str:
         return ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}" for path, value in trial.values.items())

@@ -47,7 +47,7 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
     spec, resources = search.spec, search.base.resources
     alone = resources.workers == 1
     scheduler = None
-    if spec.scheduler is not None and not isinstance(spec.scheduler, Population):
+    if spec.scheduler is not None and not isinstance(spec.scheduler, Population) and not search.pauses:
         scheduler = spec.scheduler.build(search.points.first, spec.objectives[search.points.first], TIME)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     beats = ray.remote(num_cpus=0, scheduling_strategy=here)(Beats).remote(search.base.train.stall_timeout_s)
@@ -110,7 +110,8 @@ class Asking(Searcher):
         self.running[trial_id] = following
         trial = following[1]
         job = self.search.trial_job(trial).canonical()
-        return {"job": job, "name": trial.name, "run": self.search.run, "until": self.search.until(trial)}
+        until, exactly = self.search.until(trial), self.search.population is not None
+        return {"job": job, "name": trial.name, "run": self.search.run, "until": until, "exactly": exactly}
 
     @property
     def over_time(self) -> bool:
@@ -125,7 +126,7 @@ class Asking(Searcher):
         result = result or {}
         if error or trial_id not in self.running:  # errors: the callback knows why
             return
-        if not OVER & set(result) and (self.search.population is not None or self.search.spent or self.over_time):
+        if not OVER & set(result) and (self.search.pauses or self.search.spent or self.over_time):
             self.search.cut(*self.running.pop(trial_id))
         else:
             reason = str(result.get(ERROR, ""))
@@ -134,7 +135,7 @@ class Asking(Searcher):
     def over(self, trial_id: str, end: str, result: Mapping[str, Any], error: str) -> None:
         point, trial = self.running.pop(trial_id)
         metrics = _numbers(result) or trial.metrics
-        seconds = round(float(result.get("time_total_s", 0.0)), 2)
+        seconds = round(trial.seconds + float(result.get("time_total_s", 0.0)), 2)  # before it paused, and since
         self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))
 
     def again(self, trial_id: str) -> None:

@@ -70,6 +70,9 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         records = _walk(config, listen)
     except Paused as paused:
+        if config["exactly"] and told[TIME] > config["until"]:
+            raytune.report({**told, ERROR: _past(paused.step)})
+            return
         known = {f"validation.{name}": value for name, value in paused.validation.items()}  # also where it stood there already
         raytune.report({**told, **known, STEPS: paused.step, PAUSED: 1})
         return
@@ -79,12 +82,14 @@ def run_trial(config: dict[str, Any]) -> None:
     finally:
         gc.collect()  # the next trial of this process wants the memory
     trained, every = records["train"].metrics, JobSpec.parse(config["job"]).train.validate_every_steps
-    pause = config["until"] and config["until"] * (every or round(trained["steps"] / trained["epochs"]))
-    if pause and pause < trained["steps"]:
-        what = f"the same values have been trained to the end (step {trained['steps']}) already, past the exchange at step {pause}."
-        raytune.report({**told, ERROR: f"{what} Give the job another seed or storage."})
+    if config["exactly"] and config["until"] * (every or round(trained["steps"] / trained["epochs"])) < trained["steps"]:
+        raytune.report({**told, ERROR: _past(trained["steps"])})
         return
     raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
+
+
+def _past(step: int) -> str:
+    return f"the same values have been trained to step {step} already, past the exchange. Give the job another seed or storage."
 
 
 @cache

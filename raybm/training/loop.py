@@ -138,9 +138,6 @@ def train(
     average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
     if every := checkpoint.commits(storage):
-        if until and every[-1].step > course.end:
-            what = f"the same values have been trained to step {every[-1].step} already, past the exchange at step {course.end}."
-            raise UserError(what, where="sweep.scheduler", remedy="Give the job another seed or storage.")
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
         emit("resume", step=every[-1].step, validations=every[-1].step // course.validate_every)

@@ -88,6 +88,19 @@ def test_a_scheduler_stops_what_falls_behind(ray_session: str, tmp_path: Path) -
     assert held() == ([], [])
 
 
+def test_a_trial_that_is_promoted_goes_on_from_its_checkpoint(ray_session: str, tmp_path: Path) -> None:
+    scheduler = {"kind": "asha", "type": "promotion", "reduction": 2}
+    sweep = {"space": {"train.lr": [1e-7, 1e-2]}, "sampler": {"kind": "grid"}, "scheduler": scheduler, "concurrent": 1}
+    records = drive(spec(tmp_path, sweep, **RAW), ray_session)
+    table = rows(tmp_path)
+    assert [(row["end"], float(row["validations"])) for row in table] == [("stopped", 1), ("finished", 4)] and held() == ([], [])
+    trial = tmp_path / "store" / "runs" / states(open_storage(str(tmp_path / "store")))[0].run / "trials" / "00002-0"
+    events = list(read_events(trial / "metrics.jsonl"))
+    assert [event["step"] for event in events if event["kind"] == "resume"] == [3, 6]
+    assert [event["step"] for event in events if event["kind"] == "validate"] == [3, 6, 9, 12]  # each once
+    assert records["train"].view["train"]["lr"] == 1e-2
+
+
 def test_a_process_that_gives_no_sign_of_life_and_one_that_dies(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, stopped = tuning.run_trial, tmp_path / "stopped"
 
