@@ -22,7 +22,7 @@ from raybm.serving.cache import Cached, Kept
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
 from raybm.serving.sse import Events, events
-from raybm.serving.together import all_of, merged
+from raybm.serving.together import Until, all_of, merged
 from raybm.spec.serve import GatewaySpec, model_of
 
 W = TypeVar("W", bound=wire.Wire)
@@ -124,17 +124,17 @@ class Gateway:
         deltas = merged(sources)
         first = await anext(deltas)  # what goes wrong before the first token still gets its status
         told = events(query, first, deltas, lambda error: self.count(request, error))
-        return Events(resume.behind(told, seen or 0), deltas, request.state.deadline)
+        return Events(resume.behind(told, seen) if seen else told, deltas, request.state.deadline)
 
     async def _deltas(self, request: Request, name: str, source: AsyncGenerator[Delta], first: bool) -> AsyncGenerator[Delta]:
         """The model's pieces, each before the deadline; counts them, and the prompt for the `first` choice; closes the generation however
         this ends."""
         last, written, delta = time.monotonic(), 0, None
+        until = Until(request.state.deadline)
         try:
             while True:
                 try:
-                    async with asyncio.timeout_at(request.state.deadline):
-                        delta = await anext(source)
+                    delta = await until.next(source)
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
@@ -147,6 +147,7 @@ class Gateway:
                 last, written = now, written + delta.tokens
                 yield delta
         finally:
+            until.close()
             if delta is not None:
                 self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens if first else 0, written)
             await source.aclose()

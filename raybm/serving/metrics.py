@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, generate_latest
@@ -25,22 +26,22 @@ class _Counter:
 
     def __init__(self, name: str, text: str, tags: Sequence[str], registry: CollectorRegistry) -> None:
         self._ray = metrics.Counter(name, text, tag_keys=(*tags, "tenant"))
-        self._own = prometheus_client.Counter(name, text, tags, registry=registry)
+        self._own = cache(prometheus_client.Counter(name, text, tags, registry=registry).labels)
         self._tags = tags
 
     def add(self, count: float, tags: Mapping[str, str], tenant: str) -> None:
         self._ray.inc(count, {**tags, "tenant": tenant})
-        self._own.labels(*(tags[tag] for tag in self._tags)).inc(count)
+        self._own(*(tags[tag] for tag in self._tags)).inc(count)
 
 
 class _Histogram:
     def __init__(self, name: str, text: str, boundaries: Sequence[float], registry: CollectorRegistry) -> None:
         self._ray = metrics.Histogram(name, text, boundaries=list(boundaries), tag_keys=("model", "version"))
-        self._own = prometheus_client.Histogram(name, text, ("model", "version"), buckets=boundaries, registry=registry)
+        self._own = cache(prometheus_client.Histogram(name, text, ("model", "version"), buckets=boundaries, registry=registry).labels)
 
     def observe(self, value: float, tags: Mapping[str, str]) -> None:
         self._ray.observe(value, dict(tags))
-        self._own.labels(tags["model"], tags["version"]).observe(value)
+        self._own(tags["model"], tags["version"]).observe(value)
 
 
 class Metrics:

@@ -29,8 +29,6 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
     app: FastAPI = FastAPIOffline(
         title="raybm", version=version("raybm"), docs_url="/docs", redoc_url=None, static_url="/docs/static", openapi_url="/openapi.json"
     )
-    _probes(app, gateway)
-    _models(app, gateway)
     posts: dict[str, tuple[type[wire.Wire], type[answers.Told], Callable[..., Awaitable[Response]]]] = {
         "/v1/chat/completions": (wire.Chat, answers.ChatAnswer, gateway.generate),
         "/v1/completions": (wire.Completion, answers.CompletionAnswer, gateway.generate),
@@ -45,7 +43,10 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
     asked = APIRouter(route_class=Direct)
     for path, (kind, answer, work) in posts.items():
         asked.post(path, response_model=answer, **openapi.posted(kind))(_endpoint(gateway, kind, work))
-    for router in (asked, *more):
+    app.include_router(asked)  # first: a request looks at one route after another
+    _probes(app, gateway)
+    _models(app, gateway)
+    for router in more:
         app.include_router(router)
     app.openapi = openapi.describe(app, [kind for kind, _, _ in posts.values()], keys=bool(gateway.spec.api_keys))  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""Several answers to one request, side by side."""
+"""Several answers to one request, side by side, and until when they are waited for."""
 
 from __future__ import annotations
 
@@ -51,3 +51,36 @@ async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Until:
+    """A deadline of the event loop's clock for all items of an iterator, by one timer: asyncio.timeout_at would set one for each."""
+
+    def __init__(self, deadline: float) -> None:
+        self._waiting: asyncio.Task[Any] | None = None
+        self._over = False
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._end)
+
+    async def next(self, source: AsyncGenerator[T]) -> T:
+        """Raises TimeoutError, and what the source raises."""
+        if self._over:
+            raise TimeoutError
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting, cancelled = task, task.cancelling()
+        try:
+            return await anext(source)
+        except asyncio.CancelledError:
+            if self._over and task.uncancel() <= cancelled:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._waiting = None
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self._over = True
+        if self._waiting is not None:
+            self._waiting.cancel()

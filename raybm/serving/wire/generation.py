@@ -56,6 +56,8 @@ class Generation(Wire, ABC):
     def requests(self) -> tuple[GenerateRequest, ...]:
         """One a choice."""
         one = self.request()
+        if self.n == 1:
+            return (one,)
         seeds = [None if one.seed is None else (one.seed + place + 2**63) % 2**64 - 2**63 for place in range(self.n)]
         return tuple(replace(one, seed=seed) for seed in seeds)
 
