@@ -20,7 +20,7 @@ class EngineBase(Spec):
     """What serving asks of every engine's settings."""
 
     WEIGHTS: ClassVar[bool]
-    """Whether a served model's `ref` says which weights."""
+    """Whether a served model's `ref` says which weights, and replicas hold them. Else it `Relays`, and the gateway asks it."""
 
     TOKENS: ClassVar[bool] = False
     """Whether its replica sees answers token by token."""

@@ -163,8 +163,8 @@ class Tokenizes(Engine, Protocol):
 
 
 @runtime_checkable
-class Relays(Engine, Protocol):
-    """An engine whose answers are made elsewhere: it is asked from the event loop, without batches, threads or a message a token."""
+class Relays(Generates, Embeds, Protocol):
+    """An engine whose answers are made elsewhere: it is asked from the gateway's event loop, without replicas, batches and threads."""
 
     async def complete(self, request: GenerateRequest) -> Answer:
         """The whole answer in one piece. Cancelling it ends the work. Raises what `generate` raises."""

@@ -97,5 +97,7 @@ class Queued:
 def size(model: ServedModel, gateway: GatewaySpec) -> tuple[int, int]:
     """The places and the room of a Queue: a gateway replica's share of the places, and all of them with Serve's own queue before them."""
     scale, each = model.autoscaling, model.max_ongoing_requests
+    if not model.engine.WEIGHTS:  # each gateway asks by itself
+        return each, each + model.max_queued_requests
     places = max(1, max(1, scale.min_replicas) * each // gateway.replicas)  # of one that sleeps: the first that wakes
     return places, scale.max_replicas * each + model.max_queued_requests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
 from ray.serve import Application
@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 
 from raybm import ops
 from raybm.core.errors import RaybmError
-from raybm.core.storage import open_storage
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.core.storage import Storage, open_storage
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokens
 from raybm.serving import affinity, autoscaling, batches, files
 from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
@@ -29,6 +29,7 @@ from raybm.serving.metrics import version
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import Files, serving_storage
 from raybm.serving.offline.worker import offline_worker
+from raybm.serving.relay import Relay
 from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
 from raybm.serving.tracing import traced
@@ -45,8 +46,8 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Application:
-    """The gateway bound to one deployment a model; `loaders` build the models' engines in their replicas."""
-    models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models}
+    """The gateway bound to one deployment for each model that has weights; `loaders` build their engines in their replicas."""
+    models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models if model.engine.WEIGHTS}
     room = sum(size(model, spec.gateway)[1] for model in spec.models)
     gateway = serve.deployment(Ingress).options(
         name=GATEWAY_NAME,
@@ -109,18 +110,19 @@ class Ingress:
         log_with_serve()
         stay_on_loopback()
         serving = ServeSpec.parse(spec)
-        self._awake = tuple(model.name for model in serving.models if model.autoscaling.min_replicas)
+        storage = open_storage(serving.storage)
+        self._awake = tuple(model.name for model in serving.models if model.engine.WEIGHTS and model.autoscaling.min_replicas)
         self._status: asyncio.Task[Any] | None = None
         self._gateway = Gateway(
             serving.gateway,
-            _named(serving, handles),
+            _named(serving, handles, storage),
             self._missing,
             queues={model.name: Queue(*size(model, serving.gateway)) for model in serving.models},
             versions=_versions(serving),
             repeating={model.name for model in serving.models if model.engine.REPEATS},
             kept={model.name: Kept(model.cache) for model in serving.models if model.cache},
         )
-        self._store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
+        self._store = serving_storage(storage, serve.get_replica_context().app_name)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         store = Files(self._store), Batches(self._store)
@@ -143,9 +145,10 @@ class BatchWorker:
         log_with_serve()
         stay_on_loopback()
         serving = ServeSpec.parse(spec)
-        store = serving_storage(open_storage(serving.storage), serve.get_replica_context().app_name)
+        storage = open_storage(serving.storage)
+        store = serving_storage(storage, serve.get_replica_context().app_name)
         room = {model.name: model.offline_requests or max(1, model.max_ongoing_requests // 4) for model in serving.models}
-        worker = offline_worker(serving.gateway, _named(serving, handles), room, store, versions=_versions(serving))
+        worker = offline_worker(serving.gateway, _named(serving, handles, storage), room, store, versions=_versions(serving))
         self._running = asyncio.create_task(worker.run())
 
     def check_health(self) -> None:
@@ -154,9 +157,14 @@ class BatchWorker:
             self._running.result()
 
 
-def _named(serving: ServeSpec, handles: Mapping[str, DeploymentHandle]) -> dict[str, Model]:
+def _named(serving: ServeSpec, handles: Mapping[str, DeploymentHandle], storage: Storage) -> dict[str, Model]:
     """The models under all names that a request may give them."""
-    models = {name: Failover(Remote(handle)) for name, handle in handles.items()}
+    models: dict[str, Model] = {}
+    for model in serving.models:
+        if model.engine.WEIGHTS:
+            models[model.name] = Failover(Remote(handles[model.name]))
+        else:
+            models[model.name] = Relay(model.name, cast(Relays, model.engine.load(None, storage)), model.max_ongoing_requests)
     return with_adapters(models, {model.name: model.engine.adapter_names() for model in serving.models})
 
 

