@@ -48,7 +48,8 @@ def load(model: ServedModel, storage: str) -> Any:
         from raybm.models.references import resolve
     opened = open_storage(storage)
     with part("fetch"):
-        resolve(model.ref or "", opened)
+        assert model.ref is not None  # what has no weights has no replicas
+        resolve(model.ref, opened)
     with part("weights"):
         return model.engine.load(model.ref, opened)
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokens
-from raybm.serving.unsupported import needs, no_tokenizer
+from raybm.serving.unsupported import cannot, needs, no_tokenizer
 
 
 class Relay:
@@ -35,8 +35,7 @@ class Relay:
             return await self._engine.embed_async(texts)
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        needs(self._name, self._engine.signature, "predicts")
-        raise NotImplementedError("no engine that relays predicts")
+        raise cannot(self._name, self._engine.signature, "predicts")
 
     async def tokenize(self, request: GenerateRequest, special: bool) -> Tokens:
         raise no_tokenizer(self._name)

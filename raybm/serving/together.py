@@ -58,7 +58,7 @@ class Until:
 
     def __init__(self, deadline: float) -> None:
         self._waiting: asyncio.Task[Any] | None = None
-        self._over = False
+        self._over = self._struck = False
         self._timer = asyncio.get_running_loop().call_at(deadline, self._end)
 
     async def next(self, source: AsyncGenerator[T]) -> T:
@@ -71,11 +71,14 @@ class Until:
         try:
             return await anext(source)
         except asyncio.CancelledError:
-            if self._over and task.uncancel() <= cancelled:
+            if self._struck and task.cancelling() <= cancelled + 1:  # by nobody else
                 raise TimeoutError from None
             raise
         finally:
             self._waiting = None
+            if self._struck:
+                task.uncancel()
+                self._struck = False
 
     def close(self) -> None:
         self._timer.cancel()
@@ -83,4 +86,4 @@ class Until:
     def _end(self) -> None:
         self._over = True
         if self._waiting is not None:
-            self._waiting.cancel()
+            self._struck = self._waiting.cancel()

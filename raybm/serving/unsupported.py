@@ -15,8 +15,12 @@ _ASKS: dict[Protocol, str] = {
 def needs(model: str, signature: Signature, protocol: Protocol) -> None:
     """Raises Unsupported where the model does not have it."""
     if protocol not in signature.protocols:
-        answers = " and ".join(_ASKS[one] for one in signature.protocols)
-        raise Unsupported(f"the model {model} does not answer {_ASKS[protocol]}.", remedy=f"It answers {answers}.")
+        raise cannot(model, signature, protocol)
+
+
+def cannot(model: str, signature: Signature, protocol: Protocol) -> Unsupported:
+    answers = " and ".join(_ASKS[one] for one in signature.protocols)
+    return Unsupported(f"the model {model} does not answer {_ASKS[protocol]}.", remedy=f"It answers {answers}.")
 
 
 def no_tokenizer(model: str) -> Unsupported:

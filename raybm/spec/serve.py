@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -29,6 +30,15 @@ def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
     if ref is not None and not engine.WEIGHTS:
         return "this engine's model is elsewhere.", "Drop `ref`; `engine` says where."
     return None
+
+
+def _of_replicas(default: Any, given: Any, engine: EngineBase) -> tuple[str, str] | None:
+    if engine.WEIGHTS or given == default:
+        return None
+    return "an endpoint has no replicas here: gateways ask it themselves.", "Drop it; `gateway.replicas` says how many ask."
+
+
+OF_REPLICAS: tuple[tuple[str, Any], ...] = (("autoscaling", Autoscaling()), ("cpus", 1.0), ("gpus", 0.0), ("accelerator_type", None))
 
 
 class AnswerCache(Spec):
@@ -60,8 +70,8 @@ class ServedModel(Spec):
     max_queued_requests: PositiveInt = 256
     """Requests that wait for one of these places; one more is refused with 503."""
     offline_requests: PositiveInt | None = None
-    """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room. Default: a
-    quarter of max_ongoing_requests."""
+    """Lines of offline batches (`/v1/batches`) that it works on at once, so that live requests have the rest of its room; an endpoint is
+    asked them beside what the gateways ask. Default: a quarter of max_ongoing_requests."""
 
     routing: Literal["least_loaded", "prefix"] = "least_loaded"
     """Which replica gets a request: of two the idler, or (prefix) the one that had requests with the same beginning, as long as it is not
@@ -84,22 +94,11 @@ class ServedModel(Spec):
             ("autoscaling", "engine"),
             lambda scale, engine: (
                 (f"{scale.by.kind} goes by tokens, which a replica of {engine.kind} does not see.", "Take ongoing_requests or queue.")
-                if scale.by.kind in ("ttft", "tokens_in_flight") and not engine.TOKENS
+                if engine.WEIGHTS and not engine.TOKENS and scale.by.kind in ("ttft", "tokens_in_flight")
                 else None
             ),
         ),
-        Check(
-            ("autoscaling", "engine"),
-            lambda scale, engine: (
-                ("there are no replicas to scale: the gateway asks the endpoint itself.", "Drop it; `gateway.replicas` says how many ask.")
-                if not engine.WEIGHTS and scale != Autoscaling()
-                else None
-            ),
-        ),
-        Check(
-            ("gpus", "engine"),
-            lambda gpus, engine: ("an endpoint takes no GPU here.", "Drop it.") if gpus and not engine.WEIGHTS else None,
-        ),
+        *(Check((path, "engine"), partial(_of_replicas, default)) for path, default in OF_REPLICAS),
         Check(
             ("routing", "engine"),
             lambda routing, engine: (

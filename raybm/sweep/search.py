@@ -82,6 +82,17 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     return winner
 
 
+def _time(trial: Trial) -> int:
+    """Validations that it has had."""
+    return int(trial.metrics.get(TIME, 0))
+
+
+def _score(trial: Trial, metric: str, time: int) -> float | None:
+    """At the first validation from this one on; of one that ended before, its last. None: it has not come so far."""
+    last = trial.metrics.get(metric) if trial.end == "finished" else None
+    return next((at[metric] for at in trial.curve if at[TIME] >= time and metric in at), last)
+
+
 def _counts(score: float | None) -> bool:
     return score is not None and math.isfinite(score)
 
@@ -207,26 +218,35 @@ class Search:
 
     def _costs(self, point: Point) -> dict[int, float]:
         """Validations → cost, the mean over the seeds."""
-        first, sign = self.points.first, self.points.sign
-        curves = [{int(at[TIME]): at[first] for at in trial.curve if first in at} for trial in point.trials if trial.curve]
-        return {time: sign * fmean(curve[time] for curve in curves) for time in set.intersection(*map(set, curves))} if curves else {}
+        known = {}
+        for time in {int(at[TIME]) for trial in point.trials for at in trial.curve}:
+            values = [_score(trial, self.points.first, time) for trial in point.trials]
+            if (scores := [value for value in values if value is not None]) == values:
+                known[time] = self.points.sign * fmean(scores)
+        return known
 
     def _resume(self, point: Point) -> None:
-        """Has a paused point's trials go on."""
-        if point.told:
+        """Has a paused point's trials go on; those that a run which was ended had brought to the next rung already wait for the others."""
+        if point.told:  # the study then has it once for each time that it was told of
             point.asked, point.told = self.study.again(point.asked), False
             for metrics in point.trials[0].curve:
                 self._report(point, metrics)
+        goal = self._goal(point)
         for repeat, trial in enumerate(point.trials):
-            if trial.end == "stopped":
+            if trial.end == "stopped" and _time(trial) < goal:
                 point.trials[repeat] = trial.model_copy(update={"end": None})
                 self.waiting.append((point, repeat))
                 self.before.discard(trial.name)
 
+    def _goal(self, point: Point) -> int:
+        """The rung that the last of a point's trials comes to next."""
+        assert self.rungs is not None
+        return self.rungs.rung(min(_time(trial) for trial in point.trials if trial.end in (None, "stopped")))
+
     def until(self, trial: Trial) -> int | None:
         """Validations after which a trial pauses."""
         if self.rungs is not None:
-            return self.rungs.rung(int(trial.metrics.get(TIME, 0)))
+            return self._goal(self.points[trial.point - 1])
         return None if self.population is None else self.population.every * ((trial.point - 1) // self.population.size + 1)
 
     def trial_job(self, trial: Trial) -> JobSpec:
@@ -254,9 +274,9 @@ class Search:
         if trial.end == "finished" and lacks:
             wrong = ", ".join(f"no {name} was reported" if value is None else f"{name} is {value}" for name, value in lacks.items())
             trial = trial.model_copy(update={"end": "failed", "error": f"{wrong}."})
-        time = trial.metrics.get(TIME, 0)
-        if self.rungs is not None and time > max((at[TIME] for at in trial.curve), default=0):  # it had been trained so far elsewhere
+        if self.rungs is not None and _time(trial) > max((at[TIME] for at in trial.curve), default=0):  # trained so far elsewhere
             trial = trial.model_copy(update={"curve": (*trial.curve, trial.metrics)})
+            self._report(point, trial.metrics)
         point.trials[trial.repeat] = trial
         self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
         scores = {name: trial.metrics[name] for name in self.spec.objectives if name in trial.metrics}
@@ -324,8 +344,10 @@ class Search:
             self._add(asked, trials, first)
         self.before = {trial.name for point in self.points for trial in point.trials if trial.end is not None}
         if known:
-            over = sum(point.end is not None for point in self.points)
-            self.context.progress(f"sweep: {over} points are done already, {len(self.points) - over} go on")
+            paused = sum(point.end == "stopped" for point in self.points) if self.rungs is not None else 0
+            over = sum(point.end is not None for point in self.points) - paused
+            may = f", {paused} may yet" * bool(paused)
+            self.context.progress(f"sweep: {over} points are done already, {len(self.points) - over - paused} go on{may}")
 
     def _add(self, asked: Asked, known: dict[int, Trial], like: Trial | None = None) -> None:
         """A point, with the trials that are `known` by their seeds; others are as `like`."""

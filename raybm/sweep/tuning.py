@@ -110,8 +110,8 @@ class Asking(Searcher):
         self.running[trial_id] = following
         trial = following[1]
         job = self.search.trial_job(trial).canonical()
-        until, exactly = self.search.until(trial), self.search.population is not None
-        return {"job": job, "name": trial.name, "run": self.search.run, "until": until, "exactly": exactly}
+        until, never_past = self.search.until(trial), self.search.population is not None
+        return {"job": job, "name": trial.name, "run": self.search.run, "until": until, "never_past": never_past}
 
     @property
     def over_time(self) -> bool:

@@ -70,7 +70,7 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         records = _walk(config, listen)
     except Paused as paused:
-        if config["exactly"] and told[TIME] > config["until"]:
+        if config["never_past"] and told[TIME] > config["until"]:
             raytune.report({**told, ERROR: _past(paused.step)})
             return
         known = {f"validation.{name}": value for name, value in paused.validation.items()}  # also where it stood there already
@@ -82,13 +82,14 @@ def run_trial(config: dict[str, Any]) -> None:
     finally:
         gc.collect()  # the next trial of this process wants the memory
     trained, every = records["train"].metrics, JobSpec.parse(config["job"]).train.validate_every_steps
-    if config["exactly"] and config["until"] * (every or round(trained["steps"] / trained["epochs"])) < trained["steps"]:
+    if config["never_past"] and config["until"] * (every or round(trained["steps"] / trained["epochs"])) < trained["steps"]:
         raytune.report({**told, ERROR: _past(trained["steps"])})
         return
     raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
 
 
 def _past(step: int) -> str:
+    """Why a population's member fails: others go on from its checkpoint at the exchange, and their phases begin there."""
     return f"the same values have been trained to step {step} already, past the exchange. Give the job another seed or storage."
 
 

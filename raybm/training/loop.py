@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -140,6 +140,8 @@ def train(
     if every := checkpoint.commits(storage):
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
+        if until and progress.step > course.end:  # trained past it already: to where there is a validation
+            course = replace(course, end=min(course.total, -(-progress.step // course.validate_every) * course.validate_every))
         emit("resume", step=every[-1].step, validations=every[-1].step // course.validate_every)
 
     began = progress.step if until else None

@@ -75,7 +75,12 @@ def test_so_much_is_asked_at_once_and_a_place_comes_free_when_somebody_leaves() 
 
 @pytest.mark.parametrize(
     ("settings", "wrong"),
-    [({"autoscaling": {"max_replicas": 2}}, "there are no replicas to scale"), ({"gpus": 1}, "an endpoint takes no GPU here")],
+    [
+        ({"autoscaling": {"max_replicas": 2, "by": {"kind": "ttft", "target_s": 1}}}, r"autoscaling: an endpoint has no replicas"),
+        ({"gpus": 1}, r"gpus: an endpoint has no replicas"),
+        ({"cpus": 0.5}, r"cpus: an endpoint has no replicas"),
+        ({"accelerator_type": "H100"}, r"accelerator_type: an endpoint has no replicas"),
+    ],
 )
 def test_what_replicas_would_need_is_refused(settings: dict[str, Any], wrong: str) -> None:
     engine = {"kind": "remote", "url": "http://127.0.0.1:1/v1", "model": "m"}

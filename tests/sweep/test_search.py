@@ -277,6 +277,26 @@ def test_seeds_are_promoted_together(tmp_path: Path) -> None:
     assert [point.end for point in found.points] == ["stopped", "finished"]
 
 
+def test_a_seed_that_a_killed_run_had_promoted_waits_for_the_others(tmp_path: Path) -> None:
+    sweep = PROMOTED | {"repeats": 2, "budget": {"trials": 2}}
+    found, done = search(tmp_path, sweep), []
+    while len(done) < 5 and (following := found.next()) is not None:
+        done.append((*to_the_rung(found, following), following[1].repeat))
+    assert done[-1] == (2, 2, 0)
+    again = search(tmp_path, sweep, "again")
+    while (following := again.next()) is not None:
+        done.append((*to_the_rung(again, following), following[1].repeat))
+    assert done[5:] == [(2, 2, 1), (2, 4, 0), (2, 4, 1)]
+
+
+def test_a_seed_that_ended_by_itself_keeps_its_score(tmp_path: Path) -> None:
+    found, done = search(tmp_path, PROMOTED | {"repeats": 2, "budget": {"trials": 2}}), []
+    while (following := found.next()) is not None:
+        length = 2 if following[1].repeat else 4
+        done.append((*to_the_rung(found, following, length), following[1].repeat))
+    assert done[4:] == [(2, 2, 0), (2, 2, 1), (2, 4, 0)] and found.points[1].end == "finished"
+
+
 POPULATION = {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "sampler": {"kind": "random"}, "scheduler": {"kind": "pbt", "size": 3}}
 
 

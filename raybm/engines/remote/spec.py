@@ -27,7 +27,7 @@ class Remote(EngineBase):
     problem: Literal["causal_lm", "embedding"] = "causal_lm"
     """What it does: answers chats and prompts, or embeds texts."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """The environment variable, on the gateways' nodes, that holds the endpoint's key."""
+    """The environment variable, on the nodes of the gateways and of the worker of batches, that holds the endpoint's key."""
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the bound of a chat's answer; OpenAI's own newer models take max_completion_tokens only."""
     connect_timeout_s: PositiveFloat = 5.0
