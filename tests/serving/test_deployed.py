@@ -95,6 +95,7 @@ def test_requests_are_logged_where_it_is_told(deployed: tuple[psutil.Process, Pa
     said = deployed[1].read_text()
     pattern = Path(said.partition("Requests are logged in ")[2].partition(". Ctrl-C")[0])
     (log,) = pattern.parent.glob(pattern.name)
+    wait(lambda: "request=look-for-me" in log.read_text())  # lines are written together
     assert "status=200" in log.read_text().partition("request=look-for-me")[0].splitlines()[-1]
     assert "look-for-me" not in deployed[1].read_text()
 

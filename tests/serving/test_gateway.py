@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +19,7 @@ from ray.exceptions import RayActorError
 
 from raybm.engines.protocol import Delta, ToolCall
 from raybm.serving.adapted import with_adapters
+from raybm.serving.logs import ACCESS, TOGETHER_S, log_with_serve
 from raybm.serving.wire import answers
 from tests.fakes import EchoEngine, LocalModel
 from tests.serving.gateway import DIGEST, KEY, ask, chat, chunks, make_app, refusal
@@ -193,6 +196,31 @@ def test_the_log_names_the_request(caplog: pytest.LogCaptureFixture, name: str |
         ask(make_app(), "GET", "/v1/models", headers={} if name is None else {"x-request-id": name})
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("raybm")]
     assert line.endswith(f" request={logged}")
+
+
+def test_lines_about_requests_come_together_and_not_on_stderr(tmp_path: Path) -> None:
+    serves, loggers = logging.getLogger("ray.serve"), [logging.getLogger(name) for name in ("raybm", ACCESS)]
+    before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in (serves, *loggers)]
+    said, file = io.StringIO(), logging.FileHandler(tmp_path / "log")
+    try:
+        serves.handlers = [logging.StreamHandler(said), file]
+        log_with_serve()
+
+        async def two() -> str:
+            for text in ("first", "second"):
+                loggers[1].info(text)
+            early = (tmp_path / "log").read_text()
+            await asyncio.sleep(2 * TOGETHER_S)
+            return early
+
+        assert asyncio.run(two()) == "" and (tmp_path / "log").read_text() == "first\nsecond\n"
+        loggers[0].info("something else")
+        assert said.getvalue() == "something else\n"
+    finally:
+        file.close()
+        for logger, level, handlers, propagate in before:
+            logger.setLevel(level)
+            logger.handlers, logger.propagate = handlers, propagate
 
 
 def test_a_path_forges_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
