@@ -43,6 +43,8 @@ def tracer(service: str) -> Tracer:
 def begin(tracer: Tracer, name: str, carrier: Mapping[str, str], **attributes: Any) -> Span:
     """A span of what somebody else asks this process for; whoever begins it ends it. A carrier without a valid trace context begins
     a trace."""
+    if isinstance(tracer, NoOpTracer):
+        return trace.INVALID_SPAN
     return tracer.start_span(name, _FORMAT.extract(carrier), SpanKind.SERVER, attributes)
 
 
