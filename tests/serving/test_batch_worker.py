@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from raybm.core.errors import Conflict, Overloaded, RaybmError
+from raybm.core.lease import Lease
 from raybm.core.storage import LocalStorage, Storage
 from raybm.engines.protocol import Answer
 from raybm.serving.adapted import with_adapters
@@ -211,6 +212,36 @@ def test_cancelling_keeps_what_is_done_and_frees_the_model(storage: Storage) -> 
                 await client.batches.cancel(id)
 
     asyncio.run(go())
+
+
+def test_a_worker_that_is_ended_while_it_takes_a_lease_lets_it_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taking, ended_here, let_go = threading.Event(), threading.Event(), threading.Event()
+    take, leave = Lease._take, Lease.__exit__
+
+    def slow(lease: Lease) -> bool:
+        taking.set()
+        ended_here.wait(30)
+        return take(lease)
+
+    def noted(lease: Lease, *reason: Any) -> None:
+        leave(lease, *reason)
+        let_go.set()
+
+    monkeypatch.setattr(Lease, "_take", slow)
+    monkeypatch.setattr(Lease, "__exit__", noted)
+    house = House(LocalStorage(tmp_path))
+
+    async def go() -> None:
+        async with house.client() as client:
+            await started(client, [line(1)])
+            async with house.worker():
+                await until(taking.is_set)
+            ended_here.set()
+            await until(let_go.is_set)
+
+    asyncio.run(go())
+    (lease,) = tmp_path.rglob("lease.json")
+    assert json.loads(lease.read_text())["holder"] is None
 
 
 def test_a_batch_that_is_cancelled_before_a_worker_sees_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from raybm.core.errors import Conflict, DeadlineExceeded
 from raybm.core.lease import QUIET_S, Lease
@@ -86,10 +86,17 @@ class Worker:
             loop.call_soon_threadsafe(work.cancel)
 
         lease = Lease(folder, self._holder, TAKE_OVER_S, logger.info, lost)
+
+        def let_go(entering: Future[Lease]) -> None:
+            if not entering.cancelled() and entering.exception() is None:
+                lease.__exit__(None, None, None)
+
+        entering = self._waiting.submit(lease.__enter__)
         try:
-            await loop.run_in_executor(self._waiting, lease.__enter__)
+            await asyncio.wrap_future(entering)
         except BaseException:
             work.cancel()
+            entering.add_done_callback(let_go)  # its thread may get the lease yet, and would renew it for good
             raise
         held.set()
         try:
