@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def test_a_branch_goes_on_as_if_it_had_trained_alone(ranks: Ranks, tmp_path: Pat
     assert losses == pytest.approx(whole[6:], abs=1e-6) and branched["validation"] == pytest.approx(summary["validation"], abs=1e-6)
     plain, _ = ranks.run(jobs.train, prepare, str(tmp_path / "plain"), spec)[0]
     assert plain[:4] == pytest.approx(whole[:4], abs=1e-6) and plain[4] != pytest.approx(whole[4], abs=1e-4)
+
+
+def test_what_was_trained_past_a_pause_goes_on_to_its_next_validation(ranks: Ranks, tmp_path: Path) -> None:
+    prepare = jobs.prepared(tmp_path / "prepared")
+    spec = SPEC | {"zero": {"stage": 0}, "validate_every_steps": 3}
+    third = ranks.run(jobs.paused, prepare, str(tmp_path / "3"), spec, 3)[0]
+    ranks.run(jobs.paused, prepare, str(tmp_path / "out"), spec | {"validate_every_steps": 4}, 2)
+    storage, marker = open_storage(str(tmp_path / "out")), f"{checkpoint.MARKERS}/{8:08d}.json"
+    storage.write(marker, json.dumps(json.loads(storage.read(marker)) | {"validation": None}).encode())  # as every_steps leaves one
+    first = ranks.run(jobs.paused, prepare, str(tmp_path / "out"), spec, 1)[0]
+    assert (first["paused"], first["steps"]) == (True, 9) and first["validation"] == pytest.approx(third["validation"], abs=1e-6)
+    assert ranks.run(jobs.paused, prepare, str(tmp_path / "out"), spec, 2)[0] == first
 
 
 def test_how_rows_are_dealt_changes_no_loss(ranks: Ranks, tmp_path: Path) -> None:
