@@ -183,7 +183,6 @@ def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) ->
     assert again["train"].metrics["validation"] == pytest.approx(records["train"].metrics["validation"], abs=1e-6)
 
 
-@pytest.mark.timeout(900)  # four starts of Ray Train, a minute each on a machine that is busy
 def test_a_population_of_gangs_exchanges_shards(ray_session: str, tmp_path: Path) -> None:
     scheduler = {"kind": "pbt", "size": 2, "share": 0.5}
     sweep = {"space": {"train.lr": {"loguniform": [1e-6, 1e-2]}}, "sampler": {"kind": "random"}, "scheduler": scheduler, "concurrent": 1}
