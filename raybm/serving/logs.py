@@ -13,8 +13,8 @@ MOST = 1000  # lines
 
 def log_with_serve() -> None:
     """Sends raybm's lines where Serve's own go (the replica's log file and stderr); Ray sets up only its own loggers. Lines about requests
-    go to the file alone, many together: what stands on stderr is copied to another file, read there, and sent to whoever deployed, and a
-    line that is written by itself takes longer than its request is looked at."""
+    go to the file alone, since what stands on stderr is copied to another file, read there, and sent to whoever deployed; and many
+    together, since one by one they took some 0.4 ms of each request."""
     handlers = logging.getLogger("ray.serve").handlers
     files = [Together(handler) for handler in handlers if type(handler) is not logging.StreamHandler]
     for name, takes in (("raybm", handlers), (ACCESS, files or handlers)):

@@ -32,13 +32,13 @@ def _weights(ref: str | None, engine: EngineBase) -> tuple[str, str] | None:
     return None
 
 
-def _of_replicas(default: Any, given: Any, engine: EngineBase) -> tuple[str, str] | None:
-    if engine.WEIGHTS or given == default:
+def _of_replicas(path: str, given: Any, engine: EngineBase) -> tuple[str, str] | None:
+    if engine.WEIGHTS or given == ServedModel.model_fields[path].default:
         return None
     return "an endpoint has no replicas here: gateways ask it themselves.", "Drop it; `gateway.replicas` says how many ask."
 
 
-OF_REPLICAS: tuple[tuple[str, Any], ...] = (("autoscaling", Autoscaling()), ("cpus", 1.0), ("gpus", 0.0), ("accelerator_type", None))
+OF_REPLICAS = ("autoscaling", "cpus", "gpus", "accelerator_type")
 
 
 class AnswerCache(Spec):
@@ -98,7 +98,7 @@ class ServedModel(Spec):
                 else None
             ),
         ),
-        *(Check((path, "engine"), partial(_of_replicas, default)) for path, default in OF_REPLICAS),
+        *(Check((path, "engine"), partial(_of_replicas, path)) for path in OF_REPLICAS),
         Check(
             ("routing", "engine"),
             lambda routing, engine: (

@@ -171,7 +171,7 @@ class Search:
             return True
         for point in self.points if self.rungs is not None else ():
             if point.end == "stopped" and not point.told:
-                self._settle(point)  # the sampler is to know of what does not go on for now
+                self._settle(point)  # so that the sampler knows how it did; it may be promoted later
         asked = self.study.ask(self.begins_with[len(self.points)] if len(self.points) < len(self.begins_with) else None)
         self.exhausted = asked is None
         if asked is not None:
@@ -221,7 +221,8 @@ class Search:
         known = {}
         for time in {int(at[TIME]) for trial in point.trials for at in trial.curve}:
             values = [_score(trial, self.points.first, time) for trial in point.trials]
-            if (scores := [value for value in values if value is not None]) == values:
+            scores = [value for value in values if value is not None]
+            if len(scores) == len(values):
                 known[time] = self.points.sign * fmean(scores)
         return known
 
