@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -63,8 +63,7 @@ class ToolCall:
     arguments: str  # JSON, as the model wrote it
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """A piece of an answer: new text and how many tokens it took. The last one carries `finish_reason`.
 
     The answer can be gone on with elsewhere from the `ids` of all deltas so far: what an engine gives out is a function of the request

@@ -18,6 +18,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import FIFOMixin, LocalityMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
 
 from raybm.engines.protocol import GenerateRequest
+from raybm.serving.parcel import unpacked
 
 PROMPT_CHARS = 1024  # of a prompt, that count as its beginning
 OVERLOAD = 1.25  # times the mean number of requests, that a replica may have before the next in the ranking is asked
@@ -48,9 +49,10 @@ class ByPrefix(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
 
 def beginning(arguments: Sequence[Any]) -> bytes | None:
     """A digest of what a generation shares with those that can use its cached prefix: of a chat all up to the first thing that the user
-    said, which later turns repeat; of a prompt its first characters. None: it is no generation."""
-    request = next((argument for argument in arguments if isinstance(argument, GenerateRequest)), None)
-    if request is None:
+    said, which later turns repeat; of a prompt its first characters. None: it is no generation. `arguments`: of a replica's
+    method."""
+    request, _ = unpacked(arguments[-1]) if arguments else (None, None)
+    if not isinstance(request, GenerateRequest):
         return None
     if request.messages is None:
         shared: Any = (request.prompt or "")[:PROMPT_CHARS]

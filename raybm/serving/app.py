@@ -29,6 +29,7 @@ from raybm.serving.metrics import version
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import Files, serving_storage
 from raybm.serving.offline.worker import offline_worker
+from raybm.serving.parcel import packed, unpacked
 from raybm.serving.relay import Relay
 from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
@@ -180,9 +181,10 @@ class Remote:
         self._unary, self._streaming = handle.call, handle.options(stream=True).stream
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        response = self._streaming.remote(request, Origin())
+        response = self._streaming.remote(packed((request, Origin())))
         try:
-            async for item in response:
+            async for data in response:
+                item = unpacked(data)
                 if isinstance(item, RaybmError):
                     raise item
                 yield item
@@ -210,9 +212,9 @@ class Remote:
         return text
 
     async def _call(self, method: str, argument: Any) -> Any:
-        response = self._unary.remote(method, argument, Origin())
+        response = self._unary.remote(method, packed((argument, Origin())))
         try:
-            result = await response
+            result = unpacked(await response)
         except asyncio.CancelledError:
             response.cancel()
             raise

@@ -76,20 +76,22 @@ class Limits:
     async def body(self, request: Request) -> bytes:
         """The request's body; stops reading at the limits. Raises BodyTooLarge, BodyTooSlow."""
         limit = self._spec.max_body_bytes
-        too_large = BodyTooLarge(f"the body has more than {limit} bytes.", remedy="Send less at once.")
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and (len(announced) > DIGITS_MAX or int(announced) > limit):
-            raise too_large
+            raise self._too_large()
         body = bytearray()
         try:
             async with asyncio.timeout(BODY_S):
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > limit:
-                        raise too_large
+                        raise self._too_large()
         except TimeoutError:
             raise BodyTooSlow(f"the body was not here within {BODY_S:g} s.", remedy="Send it faster.") from None
         return bytes(body)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body has more than {self._spec.max_body_bytes} bytes.", remedy="Send less at once.")
 
     def timeout_s(self, request: Request) -> float:
         """Seconds for the answer: `gateway.request_timeout_s`, or fewer where the client says so. Raises UserError."""

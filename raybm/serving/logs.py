@@ -25,7 +25,7 @@ def log_with_serve() -> None:
 
 
 class Together(MemoryHandler):
-    """Keeps lines for half a second, and gives them on one after another. Asked within an event loop."""
+    """Keeps lines for half a second, and writes them at once. Asked within an event loop."""
 
     def __init__(self, target: logging.Handler) -> None:
         super().__init__(MOST, target=target)

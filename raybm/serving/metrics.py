@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from ray.serve import metrics
 from starlette.responses import Response
 
+from raybm.serving.exported import Exported
 from raybm.spec.serve import model_of
 
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
@@ -24,23 +25,25 @@ def version(ref: str | None) -> str:
 class _Counter:
     """Counted in both places; the tenants' names go to Ray's exporter alone."""
 
-    def __init__(self, name: str, text: str, tags: Sequence[str], registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, text: str, tags: Sequence[str], registry: CollectorRegistry, exported: Exported) -> None:
+        self._exported = exported
         self._ray = metrics.Counter(name, text, tag_keys=(*tags, "tenant"))
         self._own = cache(prometheus_client.Counter(name, text, tags, registry=registry).labels)
         self._tags = tags
 
     def add(self, count: float, tags: Mapping[str, str], tenant: str) -> None:
-        self._ray.inc(count, {**tags, "tenant": tenant})
+        self._exported.count(self._ray, count, {**tags, "tenant": tenant})
         self._own(*(tags[tag] for tag in self._tags)).inc(count)
 
 
 class _Histogram:
-    def __init__(self, name: str, text: str, boundaries: Sequence[float], registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, text: str, boundaries: Sequence[float], registry: CollectorRegistry, exported: Exported) -> None:
+        self._exported = exported
         self._ray = metrics.Histogram(name, text, boundaries=list(boundaries), tag_keys=("model", "version"))
         self._own = cache(prometheus_client.Histogram(name, text, ("model", "version"), buckets=boundaries, registry=registry).labels)
 
     def observe(self, value: float, tags: Mapping[str, str]) -> None:
-        self._ray.observe(value, dict(tags))
+        self._exported.observe(self._ray, value, tags)
         self._own(tags["model"], tags["version"]).observe(value)
 
 
@@ -50,15 +53,16 @@ class Metrics:
     def __init__(self, versions: Mapping[str, str] | None = None) -> None:
         """`versions`: of the models; one that is not in it has "" for its version."""
         self._versions = versions or {}
-        self._registry = registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
+        told = self._registry, Exported()
         of_model = ("model", "version")
-        self._requests = _Counter("raybm_requests_total", "Requests answered.", (*of_model, "status"), registry)
-        self._errors = _Counter("raybm_errors_total", "Errors told, also those in begun streams.", (*of_model, "code"), registry)
-        self._tokens = _Counter("raybm_tokens_total", "Tokens read and written.", (*of_model, "kind"), registry)
-        self._cached = _Counter("raybm_cached_total", "Answers given again from the gateway's memory.", of_model, registry)
-        self._latency = _Histogram("raybm_request_seconds", "First byte in to last byte out.", SECONDS, registry)
-        self._ttft = _Histogram("raybm_ttft_seconds", "To the first token of a stream.", SECONDS, registry)
-        self._itl = _Histogram("raybm_itl_seconds", "From a token of a stream to the next.", _BETWEEN_S, registry)
+        self._requests = _Counter("raybm_requests_total", "Requests answered.", (*of_model, "status"), *told)
+        self._errors = _Counter("raybm_errors_total", "Errors told, also those in begun streams.", (*of_model, "code"), *told)
+        self._tokens = _Counter("raybm_tokens_total", "Tokens read and written.", (*of_model, "kind"), *told)
+        self._cached = _Counter("raybm_cached_total", "Answers given again from the gateway's memory.", of_model, *told)
+        self._latency = _Histogram("raybm_request_seconds", "First byte in to last byte out.", SECONDS, *told)
+        self._ttft = _Histogram("raybm_ttft_seconds", "To the first token of a stream.", SECONDS, *told)
+        self._itl = _Histogram("raybm_itl_seconds", "From a token of a stream to the next.", _BETWEEN_S, *told)
 
     def request(self, model: str, tenant: str, status: int, seconds: float) -> None:
         tags = self._tags(model)

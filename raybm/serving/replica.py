@@ -17,8 +17,9 @@ from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, T
 from raybm.serving import coldstart, tracing
 from raybm.serving.logs import log_with_serve
 from raybm.serving.loopback import stay_on_loopback
+from raybm.serving.parcel import packed, unpacked
 from raybm.serving.unsupported import needs, no_tokenizer
-from raybm.serving.watch import Origin, Watch
+from raybm.serving.watch import Watch
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,25 +58,27 @@ class Replica:
         """Serve asks for them where an autoscaling policy goes by them."""
         return self.watch.stats()
 
-    async def call(self, method: str, argument: Any, origin: Origin | None = None) -> Any:
-        """One of complete, embed, predict, tokenize, detokenize. A RaybmError is returned, not raised: Serve logs a traceback for every
-        error that a replica raises, and a client's mistake is none of ours."""
+    async def call(self, method: str, parcel: bytes) -> bytes:
+        """One of complete, embed, predict, tokenize, detokenize, with its packed argument and Origin. A RaybmError is returned, not raised:
+        Serve logs a traceback for every error that a replica raises, and a client's mistake is none of ours."""
+        argument, origin = unpacked(parcel)
         with self.watch.request(method, origin):
             try:
-                return await getattr(self, method)(argument)
+                return packed(await getattr(self, method)(argument))
             except RaybmError as error:
                 self._end_if_dead(error)
-                return error
+                return packed(error)
 
-    async def stream(self, request: GenerateRequest, origin: Origin | None = None) -> AsyncIterator[Delta | RaybmError]:
-        """`generate`, with a RaybmError as its last item."""
+    async def stream(self, parcel: bytes) -> AsyncIterator[bytes]:
+        """`generate`, of a packed request and Origin, with a RaybmError as its last item."""
+        request, origin = unpacked(parcel)
         with self.watch.request("stream", origin):
             try:
                 async for delta in self.generate(request):
-                    yield delta
+                    yield packed(delta)
             except RaybmError as error:
                 self._end_if_dead(error)
-                yield error
+                yield packed(error)
 
     def _end_if_dead(self, error: RaybmError) -> None:
         """A process whose engine is dead would refuse everything at once, and so be asked more than the others until Serve's next looks
@@ -100,7 +103,8 @@ class Replica:
 
     async def complete(self, request: GenerateRequest) -> Answer:
         """A generation in one piece: one message over the wire instead of one a token."""
-        deltas = [delta async for delta in self.generate(request)]
+        self._needs("generates")
+        deltas = [delta async for delta in self.watch.tokens(self.engine.generate(request))]
         if not deltas:
             raise RuntimeError(f"the engine of {self.name} ended without an answer")
         return Answer.of(deltas)

@@ -14,6 +14,7 @@ from ray.serve import metrics
 
 from raybm.engines.protocol import Delta
 from raybm.serving import tracing
+from raybm.serving.exported import Exported
 from raybm.serving.metrics import SECONDS
 
 WINDOW_S = 30.0  # of the times to the first token that autoscaling goes by
@@ -37,7 +38,7 @@ class _Generation:
 
 class Watch:
     def __init__(self, model: str, version: str, tracer: Tracer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tracer, self._clock, self._model = tracer, clock, model
+        self._tracer, self._clock, self._model, self._exported = tracer, clock, model, Exported()
         self._generations: set[_Generation] = set()
         self._first: deque[tuple[float, float]] = deque()  # when, and how long after it was asked for
         tags = {"model": model, "version": version}
@@ -59,7 +60,7 @@ class Watch:
     def request(self, method: str, origin: Origin | None) -> Iterator[None]:
         """Of a request that the replica has taken. The clocks of two machines may differ: a wait is never less than nothing."""
         waited = max(0.0, time.time() - origin.sent) if origin else 0.0
-        self._queue.observe(waited)
+        self._exported.observe(self._queue, waited, {})
         asked = _asked.set(self._clock() - waited)
         carrier = origin.carrier if origin else {}
         span = tracing.begin(self._tracer, f"replica {method}", carrier, **{"gen_ai.request.model": self._model, "raybm.queue_s": waited})
@@ -71,8 +72,8 @@ class Watch:
                 _asked.reset(asked)
 
     def batch(self, size: int) -> None:
-        """So many rows are computed together."""
-        self._batch.observe(size)
+        """So many rows, or generations, are computed together."""
+        self._exported.observe(self._batch, size, {})
 
     async def tokens(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The deltas; closes them however this ends."""
@@ -93,7 +94,7 @@ class Watch:
         now = self._clock()
         self._first.append((now, now - generation.asked))
         self._forget(now)
-        self._batch.observe(1 + sum(one.tokens > 0 for one in self._generations))
+        self.batch(1 + sum(one.tokens > 0 for one in self._generations))
 
     def _forget(self, now: float) -> None:
         while self._first and self._first[0][0] < now - WINDOW_S:

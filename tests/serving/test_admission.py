@@ -177,7 +177,7 @@ def test_a_body_that_trickles_in_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 def test_a_client_that_does_not_read_its_stream_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "LAST_WORDS_S", 0.05)
     engine = EchoEngine()
-    app = make_app(models={"chat": LocalModel(engine)}, request_timeout_s=0.2)
+    app = make_app(models={"chat": LocalModel(engine)}, request_timeout_s=1.0)
     body = json.dumps(chat("!slow", stream=True)).encode()
     inbox = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -10,6 +10,7 @@ import pytest
 from raybm.core.errors import SpecError
 from raybm.engines.protocol import GenerateRequest
 from raybm.serving.affinity import PROMPT_CHARS, beginning, ranked
+from raybm.serving.parcel import packed
 from raybm.serving.watch import Origin
 from raybm.spec.serve import ServedModel
 
@@ -22,21 +23,28 @@ def talk(*contents: str, system: str = "Be kind.", **more: Any) -> GenerateReque
     return GenerateRequest(messages=[{"role": "system", "content": system}, *said], **more)
 
 
+def of(argument: Any, *method: str) -> bytes | None:
+    """Of the arguments of a replica's method."""
+    return beginning((*method, packed((argument, Origin()))))
+
+
 def test_later_turns_begin_as_the_first() -> None:
-    first = beginning((talk("hello"), Origin()))
-    assert first == beginning(("complete", talk("hello", "hi", "how are you?", temperature=0.0), Origin()))
+    first = of(talk("hello"))
+    assert first == of(talk("hello", "hi", "how are you?", temperature=0.0), "complete")
     others = talk("good day"), talk("hello", system="Be rude."), talk("hello", adapter="b"), talk("hello", tools=({"type": "function"},))
-    assert first not in {beginning((other,)) for other in others}
+    assert first not in {of(other) for other in others}
 
 
 def test_prompts_begin_with_their_first_characters() -> None:
     example = "q: a? a: b. " * PROMPT_CHARS
-    assert beginning((GenerateRequest(prompt=f"{example}one"),)) == beginning((GenerateRequest(prompt=f"{example}two"),))
-    assert beginning((GenerateRequest(prompt="one"),)) != beginning((GenerateRequest(prompt="two"),))
+    assert of(GenerateRequest(prompt=f"{example}one")) == of(GenerateRequest(prompt=f"{example}two"))
+    assert of(GenerateRequest(prompt="one")) != of(GenerateRequest(prompt="two"))
 
 
 def test_what_generates_nothing_begins_with_nothing() -> None:
-    assert beginning(("predict", [{"text": "a"}], Origin())) is None
+    assert of([{"text": "a"}], "predict") is None
+    assert of((talk("hello"), True), "tokenize") is None
+    assert beginning(()) is None  # a replica is asked how it started
 
 
 def test_beginnings_are_spread_and_keep_their_place() -> None:

@@ -16,6 +16,7 @@ from ray.serve import context
 
 from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
+from raybm.serving.exported import TOGETHER_S, Exported
 from raybm.serving.gateway import Gateway
 from raybm.serving.metrics import version
 from raybm.serving.routes import create_app
@@ -131,6 +132,39 @@ def test_metrics_in_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch("chat", "3", recorded()[0])
     watch.started({"process": 1.0})
     watch.batch(3)
+
+
+class Recorder:
+    """Of Ray's metrics."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, dict[str, str]]] = []
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        self.told.append((value, tags))
+
+    observe = inc
+
+
+def test_records_for_rays_exporter_are_told_together() -> None:
+    counter, histogram, exported = Recorder(), Recorder(), Exported()
+
+    async def go() -> None:
+        for place in range(3):
+            exported.count(counter, 2, {"model": "a"})  # type: ignore[arg-type]
+            exported.count(counter, 1, {"model": "b"})  # type: ignore[arg-type]
+            exported.observe(histogram, place / 10, {"model": "a"})  # type: ignore[arg-type]
+        assert not counter.told and not histogram.told
+        await asyncio.sleep(3 * TOGETHER_S)
+        assert counter.told == [(6, {"model": "a"}), (3, {"model": "b"})]
+        assert histogram.told == [(0.0, {"model": "a"}), (0.1, {"model": "a"}), (0.2, {"model": "a"})]
+        exported.count(counter, 1, {"model": "a"})  # type: ignore[arg-type]
+        await asyncio.sleep(3 * TOGETHER_S)
+
+    asyncio.run(go())
+    assert counter.told[2:] == [(1, {"model": "a"})]
+    exported.count(counter, 5, {"model": "a"})  # type: ignore[arg-type]
+    assert counter.told[-1] == (5, {"model": "a"}) and len(histogram.told) == 3  # without a loop, at once
 
 
 class Clock:

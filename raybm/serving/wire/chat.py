@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -215,8 +214,8 @@ class Chat(Generation):
 
     def request(self) -> GenerateRequest:
         fitting = self.response_format.json_schema if isinstance(self.response_format, FittingJson) else None
-        return replace(
-            super().request(),
+        return GenerateRequest(
+            **self.sampling(),
             messages=plain(self.messages),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -26,7 +25,8 @@ class Completion(Generation):
 
     def request(self) -> GenerateRequest:
         prompt = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
-        return replace(super().request(), prompt=prompt, max_tokens=self.max_tokens or self.DEFAULT_MAX_TOKENS, logprobs=self.logprobs)
+        tokens = self.max_tokens or self.DEFAULT_MAX_TOKENS
+        return GenerateRequest(prompt=prompt, max_tokens=tokens, logprobs=self.logprobs, **self.sampling())
 
     def choice(self, whole: Answer | Delta, index: int) -> Json:
         logprobs = None if self.logprobs is None else _logprobs(whole.logprobs)

@@ -61,16 +61,20 @@ class Generation(Wire, ABC):
         seeds = [None if one.seed is None else (one.seed + place + 2**63) % 2**64 - 2**63 for place in range(self.n)]
         return tuple(replace(one, seed=seed) for seed in seeds)
 
+    @abstractmethod
     def request(self) -> GenerateRequest:
-        return GenerateRequest(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-        )
+        """Of the first choice."""
+
+    def sampling(self) -> dict[str, Any]:
+        """A GenerateRequest's fields that both kinds have alike."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+        }
 
     @abstractmethod
     def choice(self, whole: Answer, index: int) -> Json:
