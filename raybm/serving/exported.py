@@ -1,6 +1,6 @@
 """What is counted, for Ray's exporter, told many records together.
 
-One by one, in the middle of requests, its records took some 7 % of a replica's time for a request, and 3 % of a gateway's (docs/benchmarks.md).
+One by one, in the middle of requests, its records took some percent of a gateway's and a replica's time for each (docs/benchmarks.md).
 Ray exports every few seconds, so nobody sees that they come a tenth of a second late.
 """
 

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,9 @@ def test_lines_about_requests_come_together_and_not_on_stderr(tmp_path: Path) ->
     serves, loggers = logging.getLogger("ray.serve"), [logging.getLogger(name) for name in ("raybm", ACCESS)]
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in (serves, *loggers)]
     said, file = io.StringIO(), logging.FileHandler(tmp_path / "log")
+    file.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     try:
-        serves.handlers = [logging.StreamHandler(said), file]
+        serves.handlers = [logging.StreamHandler(said), MemoryHandler(1, target=file)]  # as Serve's
         log_with_serve()
 
         async def two() -> str:
@@ -213,8 +215,9 @@ def test_lines_about_requests_come_together_and_not_on_stderr(tmp_path: Path) ->
             await asyncio.sleep(2 * TOGETHER_S)
             return early
 
-        assert asyncio.run(two()) == "" and (tmp_path / "log").read_text() == "first\nsecond\n"
+        assert asyncio.run(two()) == "" and (tmp_path / "log").read_text() == "INFO first\nINFO second\n"
         loggers[0].info("something else")
+        assert (tmp_path / "log").read_text().endswith("INFO something else\n")
         assert said.getvalue() == "something else\n"
     finally:
         file.close()
