@@ -18,12 +18,12 @@ _Tags = tuple[tuple[str, str], ...]
 
 
 class Exported:
-    """Of one process. Asked within its event loop; elsewhere a record is told at once."""
+    """Of one process. Asked within its event loop; where none runs, all is told at once."""
 
     def __init__(self) -> None:
         self._counts: defaultdict[tuple[Counter, _Tags], float] = defaultdict(float)
         self._values: defaultdict[tuple[Histogram, _Tags], list[float]] = defaultdict(list)
-        self._due: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that will tell
 
     def count(self, counter: Counter, count: float, tags: Mapping[str, str]) -> None:
         self._counts[counter, tuple(tags.items())] += count
@@ -34,14 +34,17 @@ class Exported:
         self._soon()
 
     def _soon(self) -> None:
-        if self._due is None:
-            try:
-                self._due = asyncio.get_running_loop().call_later(TOGETHER_S, self.tell)
-            except RuntimeError:  # no loop runs
-                self.tell()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.tell()
+            return
+        if loop is not self._loop:
+            self._loop = loop
+            loop.call_later(TOGETHER_S, self.tell)
 
     def tell(self) -> None:
-        self._due = None
+        self._loop = None
         counts, self._counts = self._counts, defaultdict(float)
         values, self._values = self._values, defaultdict(list)
         for (counter, tags), count in counts.items():

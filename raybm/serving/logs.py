@@ -37,16 +37,18 @@ class Together(MemoryHandler):
         file.setFormatter(Written(file.formatter))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self.buffer:
-            asyncio.get_running_loop().call_later(TOGETHER_S, self.flush)
-        super().emit(record)
+        if self.target and self.target.filter(record):  # now: Serve's filters note which request it is
+            if not self.buffer:
+                asyncio.get_running_loop().call_later(TOGETHER_S, self.flush)
+            super().emit(record)
 
     def flush(self) -> None:
         with self.lock or nullcontext():
-            if self.target and self.buffer:
-                lines = [self.format(record) for record in self.buffer if self.target.filter(record)]
-                self.buffer.clear()
-                self.target.handle(logging.makeLogRecord({"msg": "\n".join(lines), "written": True}))
+            records, self.buffer = self.buffer, []
+            if self.target and records:
+                lines = "\n".join(map(self.format, records))
+                self.target.handle(logging.makeLogRecord({"msg": lines, "levelno": logging.INFO, "written": True}))
+                self.target.flush()
 
 
 class Written(logging.Formatter):

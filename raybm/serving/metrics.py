@@ -54,7 +54,8 @@ class Metrics:
         """`versions`: of the models; one that is not in it has "" for its version."""
         self._versions = versions or {}
         self._registry = CollectorRegistry()
-        told = self._registry, Exported()
+        self.exported = Exported()
+        told = self._registry, self.exported
         of_model = ("model", "version")
         self._requests = _Counter("raybm_requests_total", "Requests answered.", (*of_model, "status"), *told)
         self._errors = _Counter("raybm_errors_total", "Errors told, also those in begun streams.", (*of_model, "code"), *told)

@@ -1,6 +1,6 @@
 """What goes from a gateway to a replica and back, as bytes.
 
-Ray carries bytes as they are. Each object of ours it would pickle for itself, by cloudpickle within msgpack, in three times the time.
+From one actor to another Ray carries bytes as they are. Objects of ours it would pickle one by one, by cloudpickle within msgpack.
 """
 
 from __future__ import annotations

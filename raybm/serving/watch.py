@@ -38,7 +38,7 @@ class _Generation:
 
 class Watch:
     def __init__(self, model: str, version: str, tracer: Tracer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tracer, self._clock, self._model, self._exported = tracer, clock, model, Exported()
+        self._tracer, self._clock, self._model, self.exported = tracer, clock, model, Exported()
         self._generations: set[_Generation] = set()
         self._first: deque[tuple[float, float]] = deque()  # when, and how long after it was asked for
         tags = {"model": model, "version": version}
@@ -57,13 +57,13 @@ class Watch:
             self._cold.set(seconds, {"part": part})
 
     @contextmanager
-    def request(self, method: str, origin: Origin | None) -> Iterator[None]:
+    def request(self, method: str, origin: Origin) -> Iterator[None]:
         """Of a request that the replica has taken. The clocks of two machines may differ: a wait is never less than nothing."""
-        waited = max(0.0, time.time() - origin.sent) if origin else 0.0
-        self._exported.observe(self._queue, waited, {})
+        waited = max(0.0, time.time() - origin.sent)
+        self.exported.observe(self._queue, waited, {})
         asked = _asked.set(self._clock() - waited)
-        carrier = origin.carrier if origin else {}
-        span = tracing.begin(self._tracer, f"replica {method}", carrier, **{"gen_ai.request.model": self._model, "raybm.queue_s": waited})
+        told = {"gen_ai.request.model": self._model, "raybm.queue_s": waited}
+        span = tracing.begin(self._tracer, f"replica {method}", origin.carrier, **told)
         try:  # not made current: a stream's context is not the one that it is closed in
             yield
         finally:
@@ -73,7 +73,7 @@ class Watch:
 
     def batch(self, size: int) -> None:
         """So many rows, or generations, are computed together."""
-        self._exported.observe(self._batch, size, {})
+        self.exported.observe(self._batch, size, {})
 
     async def tokens(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The deltas; closes them however this ends."""
