@@ -8,7 +8,7 @@
 # State (token, pid, log) is kept in ~/.raybm/cluster, or in DIR: one head each. Two heads need different ports.
 set -euo pipefail
 
-START_TIMEOUT_S=90
+START_TIMEOUT_S=180
 END_TIMEOUT_S=6
 
 say() { printf '%s\n' "$*" >&2; }
@@ -88,7 +88,7 @@ finish() {
         while [ -n "$(of_head "$folder")" ] && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
     fi
     end_head "$folder" || true
-    rm -rf "$folder" "$state/pid" "$state/folder"
+    rm -rf "$folder" "$state/pid" "$state/folder" "$state/client_port"
     exit 0
 }
 
@@ -100,6 +100,7 @@ supervise() {
     trap finish TERM INT HUP
     while true; do
         started=$SECONDS client_port=$(free_port)
+        printf '%s\n' "$client_port" >"$state/client_port"
         env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_API_SERVER_ADDRESS \
             PATH="$bin:$PATH" \
             RAYBM_LOCAL_HEAD="$folder" \
@@ -137,6 +138,10 @@ EXPORTS
 
 taken() { "$bin/python" -c 'import socket, sys; sys.exit(socket.socket().connect_ex(("127.0.0.1", int(sys.argv[1]))) != 0)' "$1"; }
 
+complete() { # Ray's client server, which nobody here asks, gives up on a slow raylet after 30 s, and takes the head with it
+    taken "$(cat "$state/client_port")"
+}
+
 start() {
     local pid cores number deadline
     umask 077
@@ -159,7 +164,7 @@ start() {
     fi
     printf '%s\n' "$port" >"$state/port"
     printf '%s\n' "$dashboard_port" >"$state/dashboard_port"
-    rm -f "$state/folder"
+    rm -f "$state/folder" "$state/client_port"
     say "Starting Ray's head on loopback; its log is $state/head.log."
     local detach=()
     command -v setsid >/dev/null && detach=(setsid)
@@ -167,11 +172,11 @@ start() {
         --num-cpus "$num_cpus" --state "$state" </dev/null >"$state/head.log" 2>&1 &
     printf '%s\n' $! >"$state/pid"
     deadline=$((SECONDS + START_TIMEOUT_S))
-    until answers "$dashboard_port"; do
+    until answers "$dashboard_port" && complete; do
         supervisor >/dev/null || die "the supervisor ended. See $state/head.log."
         if [ $SECONDS -ge $deadline ]; then
             stop
-            die "the dashboard did not answer in $START_TIMEOUT_S s. See $state/head.log."
+            die "the head was not complete in $START_TIMEOUT_S s. See $state/head.log."
         fi
         sleep 0.5
     done
@@ -192,7 +197,7 @@ stop() {
         end_head "$folder" || die "some processes do not end: $(of_head "$folder" | tr '\n' ' ')"
         rm -rf "$folder"
     fi
-    rm -f "$state/pid" "$state/folder"
+    rm -f "$state/pid" "$state/folder" "$state/client_port"
     say "The head is stopped."
 }
 
