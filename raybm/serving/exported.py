@@ -1,7 +1,6 @@
 """What is counted, for Ray's exporter, told many records together.
 
-One by one, in the middle of requests, its records took some percent of a gateway's and a replica's time for each (docs/benchmarks.md).
-Ray exports every few seconds, so nobody sees that they come a tenth of a second late.
+A request leaves half a dozen records, most of them counts, of which one sum is told. Ray exports every few seconds, so nobody sees that they come a tenth of a second late.
 """
 
 from __future__ import annotations
