@@ -1,6 +1,7 @@
 """What is counted, for Ray's exporter, told many records together.
 
-A request leaves half a dozen records, most of them counts, of which one sum is told. Ray exports every few seconds, so nobody sees that they come a tenth of a second late.
+A request leaves half a dozen records, most of them counts, of which one sum is told.
+Ray exports every few seconds, so nobody sees that they come a tenth of a second late.
 """
 
 from __future__ import annotations
