@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from raybm.core.errors import UserError
 from raybm.models.spec import LoraSpec, ModelSpec
@@ -48,23 +49,21 @@ def tuner(model: Any, spec: LoraSpec) -> Any:
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    heads = [
-        child for name, child in model.named_children() if name != model.base_model_prefix and child is not model.get_output_embeddings()
-    ]
-    ends = "all-linear" if spec.targets == "all-linear" else list(spec.targets)
+    vocabulary = model.get_output_embeddings()
+    heads = [head for head in _outside(model).values() if all(module is not vocabulary for module in head.modules())]
     inside = {id(module) for head in heads for module in head.modules()}
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d) or type(module).__name__ == "Conv1D"
-        if id(module) not in inside and module is not model.get_output_embeddings()
+        if id(module) not in inside and module is not vocabulary
     ]
-    chosen = names if ends == "all-linear" else [name for name in names if name.endswith(tuple(ends))]
+    wanted = ("",) if spec.targets == "all-linear" else tuple(spec.targets)
+    chosen = [name for name in names if name.endswith(wanted)]
     if not chosen:
-        known = sorted({name.rsplit(".", 1)[-1] for name in names})
-        raise UserError(
-            f"no layer is called {', '.join(ends)}.", where="model.lora.targets", remedy=f"The linear layers are {', '.join(known)}."
-        )
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names})) or "none"
+        called = f" is called {', '.join(spec.targets)}" if any(wanted) else " can be adapted"
+        raise UserError(f"no layer{called}.", where="model.lora.targets", remedy=f"The linear layers are: {known}.")
     for module in model.modules():  # bitsandbytes would pack 4-bit weights for a CPU's inference at the first evaluation, and train no more
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -91,7 +90,8 @@ def quantization(spec: LoraSpec | None, skeleton: Callable[[], Any]) -> dict[str
 
     with torch.device("meta"):
         model = skeleton()
-    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    vocabulary = model.get_output_embeddings()
+    heads = [*_outside(model), *(name for name, module in model.base_model.named_modules() if module is vocabulary)]
     if spec.quantize == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)}
     return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=heads)}
@@ -101,11 +101,17 @@ def in_few_bits(model: nn.Module) -> int:
     """How many weights `quantization` lets be loaded so, of a model with adapters: of the linear layers below the heads."""
     found = {}
     for part in model.modules():
-        base = getattr(part, getattr(part, "base_model_prefix", "") or " ", None)
-        for module in base.modules() if isinstance(base, nn.Module) else ():
-            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+        for module in part.base_model.modules() if isinstance(part, PreTrainedModel) else ():
+            if isinstance(module, nn.Linear) and module is not part.get_output_embeddings() and not module.weight.requires_grad:
                 found[id(module.weight)] = module.weight.numel()
     return sum(found.values())
+
+
+def _outside(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """What stands beside the base and has weights, by name: heads. Nothing where the model is its own base (a bare encoder, T5, CLIP)."""
+    base = model.base_model
+    beside = model.named_children() if base is not model else ()
+    return {name: child for name, child in beside if child is not base and next(child.parameters(), None) is not None}
 
 
 def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict[str, Any]]:

@@ -6,12 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from raybm.core.errors import UserError
 from raybm.models import own
-from raybm.models.adapters import adapt
-from raybm.models.spec import ModelSpec
+from raybm.models.adapters import adapt, in_few_bits, quantization, tuner
+from raybm.models.spec import LoraSpec, ModelSpec
 
 BART = {
     "model_type": "bart",
@@ -26,6 +33,17 @@ BART = {
     "encoder_layerdrop": 0.25,
 }
 RNN = {"model_type": "raybm_rnn", "vocab_size": 50, "num_hidden_layers": 2, "pad_token_id": 0}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+}
+SIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+CLIP = {"model_type": "clip", "text_config": SIDE | {"vocab_size": 50}, "vision_config": SIDE, "projection_dim": 8}
+T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50}
 
 
@@ -58,3 +76,52 @@ def test_frozen_layers_stay_and_unknown_ones_are_told() -> None:
         adapt(model, ModelSpec(ref="file:m", freeze=("layers.*",)))
     with pytest.raises(UserError, match="nothing is left to train"):
         adapt(model, ModelSpec(ref="file:m", freeze=("*",)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "head"),
+    [
+        (AutoModelForSequenceClassification, BERT, "classifier."),
+        (AutoModelForMaskedLM, BERT, None),  # its head is pretrained, and its last layer the word embeddings
+        (AutoModel, BERT, None),  # these three are their own base
+        (AutoModel, CLIP, None),
+        (AutoModelForSeq2SeqLM, T5, None),
+        (AutoModelForCausalLM, GPT2, None),
+    ],
+)
+def test_adapters_and_a_new_head_are_trained_and_nothing_else(kind: Any, config: dict[str, Any], head: str | None) -> None:
+    model = built(kind, config)
+    adapt(model, ModelSpec.parse({"ref": "file:m", "lora": {"rank": 2}}))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    adapters = [name for name in trained if "lora_" in name]
+    assert adapters and all(head is not None and name.startswith(head) for name in set(trained) - set(adapters))
+    vocabulary = model.get_output_embeddings()  # type: ignore[operator]
+    assert vocabulary is None or not any("lora_" in name for name, _ in vocabulary.named_parameters())
+
+
+def test_adapters_for_layers_that_are_not_there() -> None:
+    with pytest.raises(UserError, match=r"no layer is called q_proj, k_proj\.") as told:
+        adapt(
+            built(AutoModelForSequenceClassification, BERT), ModelSpec.parse({"ref": "file:m", "lora": {"targets": ["q_proj", "k_proj"]}})
+        )
+    assert told.value.remedy == "The linear layers are: dense, key, query, value."
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "whole"),
+    [
+        (AutoModelForSequenceClassification, BERT, ["classifier"]),
+        (AutoModel, BERT, []),
+        (AutoModelForSeq2SeqLM, T5, ["lm_head"]),
+    ],
+)
+def test_only_heads_stay_whole_where_weights_are_quantised(kind: Any, config: dict[str, Any], whole: list[str]) -> None:
+    pytest.importorskip("bitsandbytes")
+    spec = LoraSpec(quantize="nf4")
+    assert quantization(spec, lambda: built(kind, config))["quantization_config"].llm_int8_skip_modules == whole
+    model = built(kind, config)
+    linear = sum(
+        module.weight.numel() for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in whole
+    )
+    tuner(model, spec)
+    assert in_few_bits(model) == linear
