@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raybm.core.errors import UserError
-from raybm.models.signature import positions
+from raybm.models.signature import positions, positions_in
 from raybm.models.spec import ModelInput, ModelSpec
 
 
@@ -64,5 +64,4 @@ def _limit(model_type: str, given: Mapping[str, Any]) -> int | None:
         raise UserError(
             f"{width} cannot be dealt to {heads} heads.", where="model.config.hidden_size", remedy="Use a multiple of num_attention_heads."
         )
-    bound = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return bound if isinstance(bound, int) and bound > 0 and not getattr(config, "rope_parameters", None) else None
+    return None if getattr(config, "rope_parameters", None) else positions_in(config.to_dict())

@@ -89,7 +89,7 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
 
 def positions(folder: Path) -> int | None:
     """Longest sequence in tokens that the model in `folder` has positions for; None where its config sets no bound."""
-    return _positions(_json(folder / "config.json") or {})
+    return positions_in(_json(folder / "config.json") or {})
 
 
 def embedded_tokens(folder: Path) -> int | None:
@@ -99,7 +99,8 @@ def embedded_tokens(folder: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _positions(config: dict[str, Any]) -> int | None:
+def positions_in(config: dict[str, Any]) -> int | None:
+    """Of a model with such a config."""
     config = {**(config.get("text_config") or {}), **config}  # CLIP's, of its texts
     stated = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")]
     bound = next((value for value in stated if isinstance(value, int) and value > 0), None)
@@ -112,7 +113,7 @@ def _length(config: dict[str, Any], folder: Path) -> int:
     """The config's positions; less where the tokenizer, or the file of sentence-transformers, says so (MiniLM: 256 of 512)."""
     tokenizer = _json(folder / "tokenizer_config.json") or {}
     sentences = _json(folder / "sentence_bert_config.json") or {}
-    limits = [_positions(config), tokenizer.get("model_max_length"), sentences.get("max_seq_length")]
+    limits = [positions_in(config), tokenizer.get("model_max_length"), sentences.get("max_seq_length")]
     known = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < _UNBOUNDED]
     return min(known, default=_DEFAULT_LENGTH)
 

@@ -23,7 +23,7 @@ from raybm.plan import choice, cost
 from raybm.plan.choice import Option, Row
 from raybm.plan.devices import DEVICES, NAMES, Device, accelerators, by_accelerator, cpu
 from raybm.plan.files import Disk, disk, steps
-from raybm.plan.fitting import allowed, refuse, resolve_auto
+from raybm.plan.fitting import allowed, check_precision, refuse, resolve_auto
 from raybm.plan.job import check_names, device_of, measure, micro_batch, samples, setup_of
 from raybm.plan.memory import Offload, deepspeed_estimate
 from raybm.plan.units import size
@@ -107,9 +107,10 @@ class Plan:
 
 def plan(job: JobSpec, storage: Storage, workers: int | None = None, device: Device | None = None, price: float | None = None) -> Plan:
     """For the job's own resources, or for other ones; a global batch that cannot be dealt to so many workers is rounded up. Raises
-    NotFound (files, a model that is not on this machine), UserError (an unknown accelerator), StorageError."""
+    NotFound (files, a model that is not on this machine), UserError (an unknown accelerator, a precision that it lacks), StorageError."""
     ranks = workers or job.resources.workers
     device = device or device_of(job, ranks)
+    check_precision(job, device)
     measured = measure(job, storage)
     if measured is None:
         remedy = "Fetch it first, or describe it as `ref: scratch:MODEL_TYPE` with its `config`."

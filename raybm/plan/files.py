@@ -36,6 +36,7 @@ def disk(job: JobSpec, parameters: int, each: int) -> Disk:
     """Raises NotFound for sources that are not there, StorageError."""
     read = sum(file.bytes for source in job.data.sources for file in expand(source.path))
     checkpoint = parameters * (each + (ADAM if each == 2 or job.train.zero.stage else ADAM - 4))
+    checkpoint += 4 * parameters if job.train.ema else 0
     model = parameters * each
     return Disk(read, 2 * read, checkpoint, model, model if job.publish else 0)
 

@@ -29,8 +29,7 @@ def refuse(job: JobSpec, storage: Storage, memory_bytes: int | None) -> None:
     Held against it is what is certain: the states of the model, and one row of the greatest length, or the whole micro-batch where
     rows are packed to that length. A micro-batch of padded rows is mostly shorter; `raybm plan` warns of it."""
     device = _device(job)
-    if job.train.precision == "bf16" and not device.has_bf16:
-        raise PlacementError(f"{device.name} has no bf16.", where="train.precision", remedy="Use fp16 or fp32.")
+    check_precision(job, device)
     if memory_bytes is None or (quick := shape_of(job.model, storage)) is None:
         return
     share = -(-samples(job) // job.resources.workers)
@@ -43,6 +42,12 @@ def refuse(job: JobSpec, storage: Storage, memory_bytes: int | None) -> None:
         found := misfit(*measured[:2], setup, certain, share, device, room, allowed(job, device))
     ):
         raise found
+
+
+def check_precision(job: JobSpec, device: Device) -> None:
+    """Raises PlacementError."""
+    if job.train.precision == "bf16" and not device.has_bf16:
+        raise PlacementError(f"{device.name} has no bf16.", where="train.precision", remedy="Use fp16 or fp32.")
 
 
 def misfit(
@@ -91,6 +96,7 @@ def resolve_auto(job: JobSpec, storage: Storage, memory_bytes: int | None = None
     if zero.stage != "auto":
         return job
     device = device_of(job)
+    check_precision(job, device)
     room = choice.usable(device, memory_bytes)
     measured = measure(job, storage)
     if measured is None:

@@ -56,6 +56,7 @@ def setup_of(job: JobSpec, ranks: int, on_gpu: bool) -> Setup:
         offload="all" if zero.offload_parameters else "optimizer" if zero.offload_optimizer else "none",
         states=STATES[train.optimizer],
         averaged=train.ema is not None,
+        secondary=zero.secondary_partition,
         overlaps=on_gpu,
         few=FEW_BYTES[job.model.lora.quantize] if job.model.lora and job.model.lora.quantize else 0.0,
     )

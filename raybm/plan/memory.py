@@ -29,7 +29,7 @@ class Setup:
     each: int = 4
     """Bytes of a weight, or a gradient: 2 in bf16 and fp16."""
     bucket: int = 0
-    """Numbers in DeepSpeed's reduction buffer."""
+    """Numbers in DeepSpeed's reduction buffer, or as many as are trained, where that is less."""
     offload: Offload = "none"
     """What lies in the host's memory: the optimiser's states and the update (`optimizer`), the weights too (`all`, stage 3)."""
     states: int = 8
@@ -42,6 +42,8 @@ class Setup:
     """`overlap_comm`: one reduction buffer is filled while the other is sent."""
     few: float = 0.0
     """Bytes of a weight that is quantised."""
+    secondary: int | None = None
+    """Ranks that the weights are sharded over once more, in stage 3 (ZeRO++: Wang et al. 2023, arXiv:2306.10209)."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,10 @@ def memory(shape: Shape, setup: Setup, activations: int | None = None) -> Memory
     update = 4 * (min(sharded, SUB_GROUP) if stage == 3 else sharded) if stage else 0
     whole = (total - shape.quantized) * each + round(shape.quantized * setup.few)
     weights = total // ranks * each + shape.small * each if stage == 3 else whole
+    if stage == 3 and setup.secondary:
+        weights += total // setup.secondary * each
     gathered = min(total - shape.small, LIVE) * each if stage == 3 else 0
-    bucket = setup.bucket * each * (2 if setup.overlaps and stage < 3 else 1) if stage else 0
+    bucket = min(setup.bucket, learns) * each * (2 if setup.overlaps and stage < 3 else 1) if stage else 0
     kept_bucket = bucket if stage == 3 else 0
     average = 4 * (sharded if stage == 3 else learns) if setup.averaged else 0
     host = 0

@@ -20,6 +20,8 @@ CHAR = {"train": "char"}
         ("scratch:bert", {"hidden_sise": 8}, "model.config.hidden_sise", "Did you mean 'hidden_size'?"),
         ("scratch:bert", {"hidden_size": 16, "num_attention_heads": 3}, "model.config", "heads"),
         ("scratch:bert", {"max_position_embeddings": 8}, "model.max_length", "8 tokens"),
+        ("scratch:roberta", {"max_position_embeddings": 17}, "model.max_length", "15 tokens"),  # the first two places are of no token
+        ("scratch:clip", {"text_config": {"max_position_embeddings": 8}}, "model.max_length", "8 tokens"),
         ("scratch:raybm_rnn", {"cel": "lstm"}, "model.config.cel", "Did you mean 'cell'?"),
     ],
 )

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raybm import plan
 from raybm.core.errors import NotFound, PlacementError, UserError
 from raybm.core.storage import open_storage
 from raybm.models.shapes import Shape
@@ -12,9 +15,9 @@ from raybm.plan import choice
 from raybm.plan.choice import Row
 from raybm.plan.devices import DEVICES, cpu
 from raybm.plan.fitting import allowed, misfit, refuse, resolve_auto
-from raybm.plan.job import check_names, device_of, packed
-from raybm.plan.memory import Setup
-from raybm.spec.train import TrainSpec
+from raybm.plan.job import check_names, device_of, packed, setup_of
+from raybm.plan.memory import Setup, memory
+from raybm.spec.train import TrainSpec, ZeroSpec
 from tests.plan.jobs import job, language_model, write_model
 
 H100 = DEVICES["h100-80gb"]
@@ -104,8 +107,23 @@ def auto_adamw() -> TrainSpec:
 
 def test_16_bit_that_a_gpu_lacks_is_refused(tmp_path: Path) -> None:
     spec = language_model(tmp_path, train={"precision": "bf16"}, resources={"gpus_per_worker": 1, "accelerator_type": "T4"})
-    with pytest.raises(PlacementError, match="t4 has no bf16"):
-        refuse(spec, open_storage(str(tmp_path)), None)
+    storage = open_storage(str(tmp_path))
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: refuse(spec, storage, None),
+        lambda: plan.plan(spec, storage),
+        lambda: resolve_auto(spec.model_copy(update={"train": spec.train.model_copy(update={"zero": ZeroSpec(stage="auto")})}), storage),
+    )
+    for ask in asks:
+        with pytest.raises(PlacementError, match="t4 has no bf16"):
+            ask()
+
+
+def test_a_secondary_partition_is_counted(tmp_path: Path) -> None:
+    zero = {"stage": 3, "secondary_partition": 2}
+    spec = language_model(tmp_path, train={"zero": zero}, resources={"gpus_per_worker": 1, "accelerator_type": "H100", "workers": 4})
+    setup = setup_of(spec, 4, True)
+    shape = Shape(1_000_000)
+    assert memory(shape, setup).weights == memory(shape, replace(setup, secondary=None)).weights + 500_000 * setup.each
 
 
 def test_half_a_gpu_has_half_its_memory(tmp_path: Path) -> None:

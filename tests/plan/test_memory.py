@@ -41,6 +41,11 @@ def test_stage_3_holds_small_tensors_whole_and_gathers_what_it_uses_again() -> N
     assert made.held == made.weights + 12 * 250_000 + 4 * 250_000 + 4 * 50_000
 
 
+def test_buffers_are_no_larger_than_what_is_trained() -> None:
+    small = memory(Shape(1_000_000, frozen=990_000), Setup(ranks=4, stage=2, bucket=50_000))
+    assert small.buffers == 4 * 10_000
+
+
 def test_offloading_moves_the_states_to_the_host() -> None:
     made = memory(Shape(1_000_000, largest=1000), Setup(ranks=2, stage=2, each=2, offload="optimizer"))
     assert (made.weights, made.gradients, made.optimizer, made.update) == (2_000_000, 2000, 0, 0)

@@ -22,6 +22,7 @@ def test_disk_is_rows_checkpoints_model_and_published_copy(tmp_path: Path) -> No
     made = disk(job(tmp_path, publish={}), 340, 4)
     assert (made.sources, made.model, made.published, made.checkpoint) == (2800, 340 * 4, 340 * 4, 340 * 16)
     assert made.total == 5600 + 3 * 340 * 16 + 2 * 340 * 4
+    assert disk(job(tmp_path, publish={}, train={"ema": 0.9}), 340, 4).checkpoint == 340 * (16 + 4)
 
 
 def test_the_plan_in_words_needs_no_torch(tmp_path: Path) -> None:
