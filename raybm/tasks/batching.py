@@ -32,10 +32,10 @@ def labelled(rows: Sequence[Row], filler: int) -> Batch:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def in_training(model: torch.nn.Module) -> bool:
-    """Of a model that may stand in an engine, whose own flag stays as it was (DeepSpeed)."""
+def in_training(model: torch.nn.Module, share: float) -> float:
+    """What is smoothed, dropped or the like in training only. `model`: perhaps in an engine, whose own flag stays as it was (DeepSpeed)."""
     inside: torch.nn.Module = getattr(model, "module", model)
-    return bool(inside.training)
+    return share if inside.training else 0.0
 
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> LossSum:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from raybm.core.spec import Check
+
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+"""Share of the target probability (Szegedy et al. 2016, arXiv:1512.00567)."""
 
 LABELS = Check(
     ("labels",),

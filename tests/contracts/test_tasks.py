@@ -29,6 +29,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "image_text": [{"image": url(i), "text": text} for i, text in enumerate(TEXTS)],
     "causal_lm": [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}]} for text in TEXTS],
 }
+SMOOTHED = ("text_classification", "token_classification", "masked_lm", "seq2seq", "causal_lm")
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0, "dropout_rate": 0.0}
 ROWS_MEET = {"embedding", "image_text"}
 """Each row's loss depends on the others in its batch."""
 CONFIG: dict[str, dict[str, Any]] = {
@@ -130,6 +132,22 @@ def test_an_empty_batch_counts_for_nothing_and_still_has_a_gradient(kind: str, t
     loss = task.loss(model, empty)
     assert (int(task.units(empty)), float(loss.total.detach()), int(loss.correct or 0)) == (0, 0.0, 0)
     loss.total.backward()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ROWS if kind in SMOOTHED])
+def test_labels_are_smoothed_in_training_only(kind: str, processor: Any) -> None:
+    member = next(member for member in MEMBERS if member.model_fields["kind"].default == kind)
+    losses = []
+    for share in (0.0, 0.2):
+        task = member(label_smoothing=share).build()
+        labels = task.labels(sorted({label for row in ROWS[kind] for label in ([row["label"]] if "label" in row else row.get("tags", []))}))
+        torch.manual_seed(0)
+        model = task.model(None, CONFIG[kind] | STILL, labels, processor)
+        batch = task.collate(task.pack(task.encode(ROWS[kind], processor, labels, 64), 64), processor)
+        losses.append([float(task.loss(model.train(training), batch).total.detach()) for training in (True, False)])
+    (plain_training, plain_eval), (smoothed, evaluated) = losses
+    assert evaluated == pytest.approx(plain_eval) and plain_training == pytest.approx(plain_eval, rel=1e-4)
+    assert abs(smoothed - plain_training) > 1e-4 * plain_training
 
 
 def test_signature_names_a_protocol(kind: str, task: Task) -> None:

@@ -90,3 +90,20 @@ def test_a_foreign_model_with_one_output_is_a_regression(tmp_path: Path) -> None
     assert (engine.signature.problem, engine.signature.outputs) == ("regression", ("value",))
     assert isinstance(Signature.read(tmp_path), type(None))
     assert [set(made) for made in engine.predict([{"text": "fox"}])] == [{"value", "tokens"}]
+
+
+@pytest.mark.parametrize("wrong", [{"label": "nan"}, {"label": "inf"}, {"area": "nan"}, {"area": "-inf"}])
+def test_what_is_no_number_is_a_bad_row(wrong: dict[str, Any]) -> None:
+    task, processor, _ = built(TABLE, ROWS, MLP)
+    (made,) = task.encode([ROWS[0] | wrong], processor, (), 32)
+    assert next(iter(wrong)) in made["_bad"] and next(iter(wrong.values())) in made["_bad"]
+
+
+def test_far_targets_weigh_less_with_huber() -> None:
+    """Beyond one standard deviation the loss is a line (Huber 1964)."""
+    losses = {}
+    for name in ("squared", "huber"):
+        task, processor, model = built(TABLE.model_copy(update={"loss": name}), ROWS, MLP)
+        batch = task.collate(task.encode([ROWS[0] | {"label": "1000"}], processor, (), 32), processor)
+        losses[name] = float(task.loss(model, batch).total.detach())
+    assert losses["huber"] == pytest.approx(losses["squared"] ** 0.5 - 0.5, rel=1e-3)

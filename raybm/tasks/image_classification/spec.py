@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 
 from raybm.core.spec import Check, Spec
-from raybm.tasks.labels import LABELS
+from raybm.tasks.labels import LABELS, Smoothing
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -39,8 +39,8 @@ class ImageClassification(Spec):
     kind: Literal["image_classification"] = "image_classification"
     labels: tuple[str, ...] | None = None
     """The labels in their order; a row with another one is a bad row. Default: those of the training split, sorted."""
-    label_smoothing: Share = 0.0
-    """Share of a label's weight that training spreads over all labels."""
+    label_smoothing: Smoothing = 0.0
+    """Share of the target probability that all labels get alike in training (Szegedy et al. 2016, arXiv:1512.00567)."""
     augment: Augment = Augment()
 
     INPUT: ClassVar[Literal["image"]] = "image"

@@ -79,7 +79,7 @@ class ImageClassificationTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         pixels, labels = batch["pixel_values"], batch["labels"]
         logits = model(pixel_values=pixels.to(next(model.parameters()).dtype)).logits.float()
-        smoothing = self.spec.label_smoothing if in_training(model) else 0.0
+        smoothing = in_training(model, self.spec.label_smoothing)
 
         def total(truth: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)

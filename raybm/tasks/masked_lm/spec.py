@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from raybm.core.spec import Spec
+from raybm.tasks.labels import Smoothing
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -19,6 +20,8 @@ class MaskedLm(Spec):
     kind: Literal["masked_lm"] = "masked_lm"
     mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Of each piece's tokens, one at least, that are to be predicted: 80 % of these become the mask token, 10 % another one, 10 % stay."""
+    label_smoothing: Smoothing = 0.0
+    """Share of the target probability that all tokens get alike in training (Szegedy et al. 2016, arXiv:1512.00567)."""
 
     INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from raybm.core.errors import Unsupported
 from raybm.core.signature import Signature
 from raybm.models.tokenizers import config_fields
-from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, in_training, pad, summed_cross_entropy
 from raybm.tasks.masked_lm.spec import MaskedLm
 from raybm.tasks.protocol import Batch, LossSum, Row, Task
 
@@ -61,7 +61,8 @@ class MaskedLmTask(Task):
         drawn = drawn or [(np.array([processor.pad_token_id or 0]), np.array([IGNORED]))]
         ids, mask = pad([shown for shown, _ in drawn], processor.pad_token_id or 0)
         labels, _ = pad([hidden for _, hidden in drawn], IGNORED)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        places = (labels.flatten() != IGNORED).nonzero()[:, 0]  # found here: a GPU would have to be waited for
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "places": places}
 
     def _masked(self, ids: Ids, processor: Any, special: Ids, seed: int | None) -> tuple[Ids, Ids]:
         """What the model is shown, and the hidden tokens at their places. Drawn by the row and the seed, whatever else is in the batch."""
@@ -81,8 +82,9 @@ class MaskedLmTask(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
-        places = (batch["labels"].flatten() != IGNORED).nonzero()[:, 0]
-        return summed_cross_entropy(logits[places], batch["labels"].flatten()[places])
+        places = batch["places"]
+        smoothed = in_training(model, self.spec.label_smoothing)
+        return summed_cross_entropy(logits[places], batch["labels"].flatten()[places], smoothed)
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return Signature(problem="masked_lm", protocols=("predicts",), inputs=("text",), outputs=("fills", "scores"), max_length=max_length)

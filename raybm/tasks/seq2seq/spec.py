@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raybm.core.spec import Spec
+from raybm.tasks.labels import Smoothing
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -15,6 +16,8 @@ class Seq2Seq(Spec):
     `model.max_length` holds for either side; what is longer is cut."""
 
     kind: Literal["seq2seq"] = "seq2seq"
+    label_smoothing: Smoothing = 0.0
+    """Share of the target probability that all tokens get alike in training (Szegedy et al. 2016, arXiv:1512.00567)."""
 
     INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from raybm.core.signature import Signature
 from raybm.models.sequences import sources, targets
 from raybm.tasks.baselines import WORDS
-from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, in_training, labelled, summed_cross_entropy
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.seq2seq.spec import Seq2Seq
 
@@ -53,7 +53,8 @@ class Seq2SeqTask(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         """The model shifts the labels to the right itself, to what its decoder reads."""
-        return summed_cross_entropy(model(**batch, use_cache=False).logits, batch["labels"])
+        logits = model(**batch, use_cache=False).logits
+        return summed_cross_entropy(logits, batch["labels"], in_training(model, self.spec.label_smoothing))
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"prompt": row["prompt"]} for row in rows])

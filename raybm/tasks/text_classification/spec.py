@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raybm.core.spec import Check, Spec
-from raybm.tasks.labels import LABELS
+from raybm.tasks.labels import LABELS, Smoothing
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -24,7 +22,7 @@ class TextClassification(Spec):
     """The labels in their order; a row with another one is a bad row. Default: those of the training split, sorted."""
     multi_label: bool = False
     """Decide on each label for itself: a text has those with a probability of 0.5 or more."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Smoothing = 0.0
     """Share of the target probability that all labels get alike in training (Szegedy et al. 2016, arXiv:1512.00567)."""
 
     INPUT: ClassVar[Literal["text"]] = "text"

@@ -57,7 +57,7 @@ class TextClassificationTask(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return summed_cross_entropy(logits, batch["labels"], self.spec.label_smoothing if in_training(model) else 0.0)
+        return summed_cross_entropy(logits, batch["labels"], in_training(model, self.spec.label_smoothing))
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"text": row["text"]} for row in rows])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raybm.core.spec import Spec
+from raybm.tasks.labels import Smoothing
 
 if TYPE_CHECKING:
     from raybm.tasks.protocol import Task
@@ -17,6 +18,8 @@ class TokenClassification(Spec):
     kind: Literal["token_classification"] = "token_classification"
     tags: tuple[str, ...] | None = None
     """The tags in their order; a row with another one is a bad row. Default: those of the training split, sorted."""
+    label_smoothing: Smoothing = 0.0
+    """Share of the target probability that all tags get alike in training (Szegedy et al. 2016, arXiv:1512.00567)."""
 
     INPUT: ClassVar[Literal["text"]] = "text"
     PREDICTS: ClassVar[bool] = True

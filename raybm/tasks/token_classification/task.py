@@ -16,7 +16,7 @@ from raybm.core.errors import DataError
 from raybm.core.signature import Signature
 from raybm.models.tokenizers import config_fields
 from raybm.models.words import Pieces, pieces
-from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, in_training, labelled, summed_cross_entropy
 from raybm.tasks.classification import head_config
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.token_classification.spec import TokenClassification
@@ -64,7 +64,8 @@ class TokenClassificationTask(Task):
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
-        return summed_cross_entropy(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return summed_cross_entropy(logits, batch["labels"], in_training(model, self.spec.label_smoothing))
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"tokens": row["tokens"]} for row in rows])
