@@ -32,8 +32,8 @@ class RnnConfig(PreTrainedConfig):
 
 
 class RnnModel(PreTrainedModel):
-    """Embeddings and recurrent layers, which the two heads share. Sequences are padded and not packed: half the time on a CPU, and
-    nothing waits for a GPU."""
+    """Embeddings and recurrent layers, which the two heads share. Sequences are padded and not packed (torch's packed sequences): half the
+    time on a CPU."""
 
     config_class = RnnConfig
     base_model_prefix = ""
@@ -90,7 +90,7 @@ class RnnForSequenceClassification(RnnModel):
 
 class RnnForCausalLM(RnnModel):
     """One direction, and the next token's logits from every state. Where positions start again within a row, so does the state:
-    packed documents know nothing of each other."""
+    packed documents know nothing of each other. A GPU is waited for once a pass, to know how long the longest document is."""
 
     _tied_weights_keys = {"lm_head.weight": "embeddings.weight"}
 

@@ -179,6 +179,14 @@ class JobSpec(Spec):
                 else None
             ),
         ),
+        Check(
+            ("train.zero.secondary_partition", "task"),
+            lambda partition, task: (
+                ("DeepSpeed 0.19 makes a secondary partition for one model, and here are two, one of them the reference.", "Drop it.")
+                if partition and task.kind == "preference"
+                else None
+            ),
+        ),
         Check(("data.split.validation", "data.sources", "train.early_stopping"), lambda *values: _validation(*values)),
         Check(("storage",), lambda storage: _storage(storage)),
     )

@@ -21,7 +21,7 @@ class ZeroSpec(Spec):
     lowest with which `raybm plan` says that the job fits, with the largest micro-batch."""
     offload_optimizer: Literal["cpu", "nvme"] | None = None
     """Keep optimiser states (and do the step) in the host's memory, or on its disk (ZeRO-Offload, arXiv:2101.06840; ZeRO-Infinity,
-    arXiv:2104.07857)."""
+    arXiv:2104.07857). A training with nvme cannot be resumed: DeepSpeed 0.19 does not read its states back."""
     offload_parameters: Literal["cpu", "nvme"] | None = None
     """Keep weights there too; stage 3."""
     nvme_path: str | None = None
@@ -68,6 +68,8 @@ class CheckpointSpec(Spec):
 
     every_steps: PositiveInt | None = None
     """Optimiser steps between two checkpoints. Default: one at every validation."""
+    timeout_s: PositiveFloat = 3600.0
+    """The run fails when writing one takes longer, or when ranks wait longer for each other (while one fetches the model)."""
 
 
 class Phase(Spec):
@@ -78,7 +80,7 @@ class Phase(Spec):
     lr: PositiveFloat | None = None
     """The highest learning rate, which the schedule goes on from."""
     weight_decay: NonNegativeFloat | None = None
-    """Decoupled decay."""
+    """As `train.weight_decay`."""
     l1: NonNegativeFloat | None = None
     """Weight of the sum of all weights' sizes in the loss."""
 
@@ -113,7 +115,7 @@ class TrainSpec(Spec):
     lr: PositiveFloat = 5e-5
     """The highest learning rate, reached after warm-up."""
     weight_decay: NonNegativeFloat = 0.01
-    """Decoupled decay; biases and norms are exempt."""
+    """Decoupled from the gradient (but with sgd, where it is added to it); biases and norms are exempt."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay rates of the mean and the square of the gradients (AdamW, also beside Muon; Lion's two; SGD's momentum is the first)."""
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -177,6 +179,30 @@ class TrainSpec(Spec):
             ("l1", "zero.stage"),
             lambda l1, stage: (
                 ("ZeRO stage 3 has no whole weights to sum up.", "Use a lower stage.") if l1 and stage in (3, "auto") else None
+            ),
+        ),
+        Check(
+            ("ema", "zero.offload_parameters"),
+            lambda ema, place: (
+                ("weights on a disk cannot be averaged at each step.", "Set offload_parameters: cpu, or drop train.ema.")
+                if ema and place == "nvme"
+                else None
+            ),
+        ),
+        Check(
+            ("ema", "zero.secondary_partition"),
+            lambda ema, partition: (
+                ("a secondary partition of the weights would not see the average put in their place.", "Drop one of the two.")
+                if ema and partition
+                else None
+            ),
+        ),
+        Check(
+            ("early_stopping", "zero.offload_optimizer"),
+            lambda rule, place: (
+                ("the best weights could not be read back: DeepSpeed 0.19 loads no checkpoint of an optimiser on nvme.", "Offload to cpu.")
+                if rule and place == "nvme"
+                else None
             ),
         ),
         Check(

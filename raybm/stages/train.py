@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,10 @@ CODE = ("core", "models", "tasks", "training", "spec/train.py", "stages/train.py
 ON_RAY = True
 outside = None
 POLL_S = 0.5
+ANSWER_S = 60.0  # for an actor that has nothing to compute
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # Ray's own: 60
+STARTS = 4  # of a group of workers, each waiting for its place
+SHARED_S = 30.0  # within which a user's mistake that all ranks see has come from all of them
 
 T = TypeVar("T")
 
@@ -47,9 +52,11 @@ class View(Spec):
 
 def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
     from raybm.training import checkpoint
-    from raybm.training.batches import check_batch
+    from raybm.training.batches import check_batch, count_rows
 
-    check_batch(inputs["prepare"], view.train)
+    dataset = context.records["prepare"].metrics
+    counts = {split: count_rows(inputs["prepare"], split) for split in ("train", "validation")}
+    check_batch(counts["train"], dataset["tokens"].get("train", 0), view.train)
     resources = context.resources
     on_gpu = resources.gpus_per_worker > 0
     config = {
@@ -57,7 +64,8 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
         "prepared": inputs["prepare"],
         "out": out,
         "storage": context.storage,
-        "dataset": context.records["prepare"].metrics,
+        "dataset": dataset,
+        "counts": counts,
         "peak_flops": _peak_flops(view, resources),
         "until": context.until,
     }
@@ -79,6 +87,7 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
     from raybm import ops
 
     resources, storage = context.resources, config["out"].storage
+    os.environ.setdefault(START_TIMEOUT, f"{max(60.0, resources.placement_timeout_s / STARTS):g}")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     sink = ray.remote(num_cpus=0, scheduling_strategy=here)(EventSink).remote()
     filesystem, place = storage.arrow("ray_train")
@@ -95,15 +104,17 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
             name=uuid.uuid4().hex[:8],  # never Ray's own resumption: the loop resumes from its commits
             storage_path=place,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=view.train.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=view.train.max_failures, controller_failure_limit=STARTS - 1),
             worker_runtime_env={} if on_gpu else {"env_vars": ops.KEEPS_MEMORY},
         ),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.stall_timeout_s)),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.checkpoint.timeout_s)),
     )
-    _fit(trainer, sink, context)
-    told: dict[str, Any] | UserError = ray.get(sink.result.remote(), timeout=30)
+    failure = _fit(trainer, sink, context)
+    told: dict[str, Any] | UserError = ray.get(sink.result.remote(), timeout=ANSWER_S)
     if isinstance(told, UserError):
         raise told
+    if failure is not None:
+        raise _cause(failure, context.storage) from failure
     storage.delete("ray_train")
     return told
 
@@ -156,6 +167,7 @@ class EventSink:
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._result: dict[str, Any] | UserError = {}
+        self._mistaken = 0
 
     def push(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
@@ -164,41 +176,57 @@ class EventSink:
         events, self._events = self._events, []
         return events
 
-    def finish(self, result: dict[str, Any] | UserError) -> None:
+    def finish(self, result: dict[str, Any]) -> None:
         self._result = result
+
+    def mistaken(self, error: UserError) -> None:
+        """From a rank."""
+        self._result, self._mistaken = error, self._mistaken + 1
+
+    def ranks_mistaken(self) -> int:
+        return self._mistaken
 
     def result(self) -> dict[str, Any] | UserError:
         """The loop's summary, or a mistake of the user's."""
         return self._result
 
 
-def _fit(trainer: Any, sink: Any, context: Context) -> None:
+def _fit(trainer: Any, sink: Any, context: Context) -> BaseException | None:
     """Run the trainer in a thread of its own, for this one to bring the ranks' events to the run's, and so that Ctrl-C reaches us and
-    not Ray's own handler."""
+    not Ray's own handler. What it raised."""
     failures: list[BaseException] = []
 
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # noqa: BLE001  (raised in the waiting thread)
+        except BaseException as error:  # noqa: BLE001  (for the waiting thread)
             failures.append(error)
 
     thread = threading.Thread(target=fit, name="raybm-fit", daemon=True)
     thread.start()
+    asked = sink.drain.remote()
     while thread.is_alive():
         thread.join(timeout=POLL_S)
-        for kind, fields in ray.get(sink.drain.remote(), timeout=60):
-            context.events.emit(kind, **fields)
-    if failures:
-        raise _cause(failures[0], context.storage) from failures[0]
+        if ray.wait([asked], timeout=0)[0]:  # a head that is busy may take its time
+            asked = _emitted(asked, sink, context)
+    for _ in range(2):  # what was asked for before the end, and what came after that
+        asked = _emitted(asked, sink, context)
+    return failures[0] if failures else None
+
+
+def _emitted(asked: Any, sink: Any, context: Context) -> Any:
+    """Brings what the sink gives to the run's events, and asks it again."""
+    for kind, fields in ray.get(asked, timeout=ANSWER_S):
+        context.events.emit(kind, **fields)
+    return sink.drain.remote()
 
 
 # ---- in the worker
 
 
 def worker(config: dict[str, Any]) -> None:
-    """What each rank runs. A mistake of the user's is handed over instead of raised: to start again would not mend it."""
-    import torch.distributed as dist
+    """What each rank runs. A mistake of the user's is handed over: to start again would not mend it. Where not all ranks see it, those that
+    do not may wait for the one that does: it raises then, and the group that is started in place of this one leaves at once."""
     from ray.train import get_context
     from ray.train.torch import get_device
 
@@ -208,13 +236,20 @@ def worker(config: dict[str, Any]) -> None:
         if rank == 0:
             sink.push.remote(kind, fields)
 
+    if ray.get(sink.ranks_mistaken.remote(), timeout=ANSWER_S):
+        return
     try:
         summary = train_rank(config, get_device(), emit)
-        if summary is not None and rank == 0:
-            ray.get(sink.finish.remote(summary), timeout=60)
-        dist.barrier()
     except UserError as error:
-        ray.get(sink.finish.remote(error), timeout=60)
+        ray.get(sink.mistaken.remote(error), timeout=ANSWER_S)
+        until = time.monotonic() + SHARED_S
+        while ray.get(sink.ranks_mistaken.remote(), timeout=ANSWER_S) < get_context().get_world_size():
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
+        return
+    if summary is not None and rank == 0:  # the others do not wait while it saves the model
+        ray.get(sink.finish.remote(summary), timeout=ANSWER_S)
 
 
 def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[..., None]) -> dict[str, Any] | None:
@@ -244,12 +279,14 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
     processor, start = _agreed(ready)
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
     with zero.sharded_from_the_start(view.train, view.workers, device.type):
-        quantised = quantization(view.model.lora, lambda: task.model(None, _config(start[0]) | start[1], dataset["labels"], processor))
+        quantised = quantization(
+            view.model.lora, lambda: task.published(task.model(None, _config(start[0]) | start[1], dataset["labels"], processor))
+        )
         model = task.model(start[0], start[1] | quantised, dataset["labels"], processor)
     published = task.published(model)
     adapt(published, view.model)
     model.to(device)
-    splits = {split: open_rows(prepared, split) for split in ("train", "validation")}
+    splits = {split: open_rows(prepared, split, count) for split, count in config["counts"].items()}
 
     with loop.engine_of(model, view.train) as engine:
         summary = loop.train(

@@ -63,6 +63,11 @@ class Task(Protocol):
         (the scale of a regression's targets). `rows` reads them from the start each time."""
         return {}
 
+    def check(self, model: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> None:
+        """Before the first step, of some encoded rows: raises UserError where the model cannot do what they ask. Collective: may call
+        the model."""
+        return
+
     def published(self, model: Any) -> PreTrainedModel:
         """The part of what `model` gave that is adapted, and saved in the end."""
         trained: PreTrainedModel = model

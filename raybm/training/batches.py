@@ -7,6 +7,7 @@ Rows are read from Arrow files that the ranks of a node share through the page c
 from __future__ import annotations
 
 import math
+import socket
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from filelock import FileLock
 
 from raybm.core.artifact import Artifact
 from raybm.core.cache import cache_folder
-from raybm.core.errors import UserError
+from raybm.core.errors import StorageError, UserError
 from raybm.core.storage import Storage, arrow_errors
 from raybm.spec.train import TrainSpec
 
@@ -71,28 +72,42 @@ class Rows:
         return {name: values[offsets[place] : offsets[place + 1]] for name, (offsets, values) in self._batches[batch].items()}
 
 
-def open_rows(prepared: Artifact, split: str) -> Rows:
-    """The split's Parquet as one Arrow file on this node, made by the first rank that comes, batch by batch."""
+def open_rows(prepared: Artifact, split: str, expected: int | None = None) -> Rows:
+    """The split's Parquet as one Arrow file on this node, made by the first rank that comes, batch by batch. Raises StorageError where the
+    storage shows this node other than the `expected` number of them."""
     target = cache_folder("rows") / f"{prepared.key}-{split}.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", timeout=LOCK_TIMEOUT_S):
         if not target.exists():
             partial = target.with_suffix(".partial")
             _write(partial, prepared.storage, prepared.storage.keys(f"encoded/{split}"))
+            if expected is not None and (found := len(Rows(partial))) != expected:
+                partial.unlink()
+                raise StorageError(
+                    f"{found} of the {expected} sequences for {split} are seen on {socket.gethostname()}.",
+                    where=prepared.storage.uri,
+                    remedy="All nodes have to see the same storage.",
+                )
             partial.rename(target)
     return Rows(target)
 
 
-def check_batch(prepared: Artifact, train: TrainSpec) -> None:
-    """Raises UserError for a batch that the training split cannot fill."""
+def count_rows(prepared: Artifact, split: str) -> int:
+    """Sequences of the split. Raises StorageError."""
     storage, rows = prepared.storage, 0
-    for key in storage.keys("encoded/train"):
+    for key in storage.keys(f"encoded/{split}"):
         filesystem, path = storage.arrow(key)
         with arrow_errors(f"{storage.uri}/{key}"), filesystem.open_input_file(path) as file:
             rows += pq.ParquetFile(file).metadata.num_rows
-    if rows < train.global_batch and not train.global_tokens:
-        what = f"{train.global_batch} is more than the {rows} sequences of the training split."
-        raise UserError(what, where="train.global_batch", remedy="Lower it, or add data.")
+    return rows
+
+
+def check_batch(rows: int, tokens: int, train: TrainSpec) -> None:
+    """Raises UserError for a batch that a training split of so many sequences, and of so many tokens, cannot fill."""
+    asked, there, what = (train.global_tokens, tokens, "tokens") if train.global_tokens else (train.global_batch, rows, "sequences")
+    if there < asked:
+        where = "train.global_tokens" if train.global_tokens else "train.global_batch"
+        raise UserError(f"{asked} is more than the {there} {what} of the training split.", where=where, remedy="Lower it, or add data.")
 
 
 def _write(target: Path, storage: Storage, keys: Sequence[str]) -> None:

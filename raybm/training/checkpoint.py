@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import uuid
@@ -26,14 +27,14 @@ from safetensors.torch import load_file, save_file
 from raybm.core.cache import cache_folder
 from raybm.core.errors import NotFound
 from raybm.core.spec import Spec
-from raybm.core.storage import Storage
+from raybm.core.storage import Storage, files_under
 from raybm.training.average import Average
 
 FOLDER = "checkpoints"
 MARKERS = f"{FOLDER}/committed"
 TAG = "state"
 LOCK_TIMEOUT_S = 1800.0
-AVERAGE = "average-{rank}.safetensors"
+AVERAGE = "average-{rank}.safetensors"  # of replicas rank 0's alone
 
 
 class Commit(Spec):
@@ -57,6 +58,14 @@ def commits(storage: Storage) -> list[Commit]:
     return found
 
 
+def agreed(storage: Storage) -> list[Commit]:
+    """`commits` as rank 0 sees them: on a file system of the network a rank may see an older state. Collective."""
+    found: list[Any] = [commits(storage) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    every: list[Commit] = found[0]
+    return every
+
+
 def save(
     engine: Any,
     storage: Storage,
@@ -74,10 +83,12 @@ def save(
     folder = f"{FOLDER}/step-{step:08d}-{attempt[0]}"
     with _uploaded(storage, folder) as target:
         engine.save_checkpoint(str(target), tag=TAG, save_latest=False)
-        if average is not None:
+        if average is not None and dist.get_rank() == _averager(engine):
             save_file(average.means, target / AVERAGE.format(rank=dist.get_rank()))
     dist.barrier()
     if dist.get_rank() == 0:
+        if (shared := storage.local(folder)) is not None:
+            _sync(shared)  # the marker never outlives what it stands for
         commit = Commit(folder=folder, step=step, world_size=dist.get_world_size(), validation=validation, progress=progress)
         storage.write(f"{MARKERS}/{step:08d}.json", json.dumps(commit.canonical()).encode())
         _prune(storage, best_by, stays)
@@ -115,7 +126,21 @@ def load(engine: Any, storage: Storage, commit: Commit, average: Average | None 
     with _downloaded(storage, commit.folder) as source:
         engine.load_checkpoint(str(source), tag=TAG)
         if average is not None:
-            average.load(load_file(source / AVERAGE.format(rank=dist.get_rank())))
+            average.load(load_file(source / AVERAGE.format(rank=_averager(engine))))
+
+
+def _averager(engine: Any) -> int:
+    """The rank whose file holds this one's average: stage 3 shards it, elsewhere all have the whole."""
+    return dist.get_rank() if engine.zero_optimization_stage() == 3 else 0
+
+
+def _sync(folder: Path) -> None:
+    for name in files_under(folder):
+        descriptor = os.open(folder / name, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def branch(source: Storage, target: Storage, step: int) -> None:
@@ -163,4 +188,7 @@ def _downloaded(storage: Storage, folder: str) -> Iterator[Path]:
         yield copy
         dist.barrier()
     finally:
-        shutil.rmtree(copy, ignore_errors=True)
+        gone = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:6]}")
+        with suppress(FileNotFoundError):  # another rank was first
+            copy.rename(gone)  # at once: a copy that is there is whole
+        shutil.rmtree(gone, ignore_errors=True)

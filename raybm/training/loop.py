@@ -30,6 +30,7 @@ from raybm.training.replicas import Replicas
 from raybm.training.watchdog import Watchdog
 
 Emit = Callable[..., None]
+LOOKED_AT = 256  # rows or some more, before the first step
 PLATEAU_PATIENCE = 2  # validations without a lower loss after which the plateau schedule halves the rate
 
 
@@ -46,7 +47,7 @@ class Progress:
     stopped: bool = False
     rate: float = 1.0  # what plateaus have left of the learning rate
     energy_kwh: float = 0.0  # where it is measured
-    lowest: float = math.inf  # validation loss
+    lowest: float | None = None  # validation loss
     flat: int = 0  # validations since the lowest
     profile: dict[str, Any] = field(default_factory=dict)  # of rank 0's last look at a step
 
@@ -137,13 +138,21 @@ def train(
 
     average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
-    if every := checkpoint.commits(storage):
+    if every := checkpoint.agreed(storage):
+        if spec.zero.offload_optimizer == "nvme":
+            raise UserError(
+                f"this training stopped at step {every[-1].step}, and DeepSpeed 0.19 reads no optimiser back that it keeps on nvme.",
+                where="train.zero.offload_optimizer",
+                remedy="Set it to cpu, which begins anew and can be resumed.",
+            )
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
         if until and progress.step > course.end:  # trained past it already: to where there is a validation
             course = replace(course, end=min(course.total, -(-progress.step // course.validate_every) * course.validate_every))
         emit("resume", step=every[-1].step, validations=every[-1].step // course.validate_every)
 
+    with torch.compiler.set_stance("force_eager"):
+        task.check(engine, rows.take(range(0, len(rows), max(1, len(rows) // LOOKED_AT))), device)
     began = progress.step if until else None
     meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
     flops: float | None = None
@@ -175,6 +184,8 @@ def train(
                 scores = meter.reduce()
                 _check_finite(scores["loss"], progress.step, lr)
                 progress.count(scores)
+                if spec.precision == "fp16":
+                    scores["skipped"] = engine.skipped_steps  # since this start, for gradients that overflowed
                 epoch = round(progress.step / schedule.steps_per_epoch, 4)
                 mfu = {"mfu": round(flops * scores["tokens_per_s"] / workers / peak_flops, 4)} if flops and peak_flops else {}
                 emit("train", step=progress.step, steps=course.total, epoch=epoch, lr=lr, grad_norm=_grad_norm(engine), **scores, **mfu)
@@ -188,11 +199,12 @@ def train(
                 emit("validate", step=progress.step, **validation, **({"energy_kwh": progress.energy_kwh} if energy else {}))
             if saves or progress.stopped:
                 _check_weights(engine, progress.step, lr, device)
-                checkpoint.save(engine, storage, progress.step, validation if validates else None, vars(progress), best_by, average, began)
-                watchdog.alive()
+                validated = validation if validates else None
+                with watchdog.within(spec.checkpoint.timeout_s):
+                    checkpoint.save(engine, storage, progress.step, validated, vars(progress), best_by, average, began)
             meter.restart_clock()
 
-    every = checkpoint.commits(storage)
+    every = checkpoint.agreed(storage)
     if progress.step < course.total and not progress.stopped:
         return {"paused": True, "steps": progress.step, "validation": every[-1].validation}
     chosen = (checkpoint.best(every, best_by) if spec.early_stopping else None) or every[-1]
@@ -238,7 +250,8 @@ def initialize(model: PreTrainedModel, spec: TrainSpec) -> Any:
         for parameter in model.parameters():
             if parameter.ndim == 0:  # such as CLIP's temperature: DeepSpeed 0.19 sends weights as bytes, which a number cannot be viewed as
                 parameter.data, parameter.was_number = parameter.data.reshape(1), True
-        config = zero.deepspeed_config(spec, dist.get_world_size(), next(model.parameters()).device.type)
+        trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
+        config = zero.deepspeed_config(spec, dist.get_world_size(), next(model.parameters()).device.type, trained)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
     if spec.compile:
         engine.compile()
@@ -308,8 +321,10 @@ def _diverged(what: str, step: int, lr: float) -> UserError:
 def _note_best(progress: Progress, scores: dict[str, float], spec: TrainSpec) -> bool:
     """Early stopping and the plateau schedule. Returns whether these weights are the best so far, and wanted."""
     if spec.schedule == "plateau":
-        progress.flat = 0 if scores["loss"] < progress.lowest else progress.flat + 1
-        progress.lowest = min(progress.lowest, scores["loss"])
+        if progress.lowest is None or scores["loss"] < progress.lowest:
+            progress.lowest, progress.flat = scores["loss"], 0
+        else:
+            progress.flat += 1
         if progress.flat >= PLATEAU_PATIENCE:
             progress.rate, progress.flat = progress.rate / 2, 0
     rule = spec.early_stopping
@@ -325,8 +340,9 @@ def _note_best(progress: Progress, scores: dict[str, float], spec: TrainSpec) ->
 
 
 def _grad_norm(engine: Any) -> float | None:
+    """None where there is none, or an fp16 gradient overflowed: that step changes no weight."""
     norm = engine.get_global_grad_norm()
-    return None if norm is None else round(float(norm), 6)
+    return round(float(norm), 6) if norm is not None and math.isfinite(norm) else None
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
@@ -342,4 +358,5 @@ def export(engine: Any, part: torch.nn.Module | None = None) -> dict[str, torch.
     numbers = [name for name, parameter in engine.module.named_parameters() if hasattr(parameter, "was_number")]
     state |= {name: state[name].reshape(()) for name in numbers}
     inside = next(f"{name}." if name else "" for name, module in engine.module.named_modules() if module is (part or engine.module))
-    return {name.removeprefix(inside): tensor.detach().cpu().clone() for name, tensor in state.items() if name.startswith(inside)}
+    chosen = {name.removeprefix(inside): tensor.detach() for name, tensor in state.items() if name.startswith(inside)}
+    return {name: tensor if sharded else tensor.to("cpu", copy=True) for name, tensor in chosen.items()}  # gathered: on the CPU already

@@ -25,14 +25,14 @@ COLLECTIVE = re.compile(r"^(gloo:|nccl:|ncclDevKernel|deepspeed::inference_all_r
 
 @torch.no_grad()
 def flops_per_token(engine: Any, task: Task, step: Step, device: torch.device) -> float:
-    """FLOPs of training on a token, padding apart (of a sample, where rows are no sequences): three times those of this step's forward
-    passes, as the backward pass has two products for each (PaLM, arXiv:2204.02311, appendix B). What checkpointing computes again is not
+    """FLOPs of training on a token (of a sample, where rows are no sequences): three times those of this step's forward passes, padding
+    included, as the backward pass has two products for each (PaLM, arXiv:2204.02311, appendix B). What checkpointing computes again is not
     among them. Collective: a forward pass."""
     engine.eval()
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         for batch in step.batches:
             task.loss(engine, {name: tensor.to(device) for name, tensor in batch.items()})
-    return 3.0 * float(counter.get_total_flops()) / max(1, step.tokens)
+    return 3.0 * float(counter.get_total_flops()) / max(1, step.padded)
 
 
 class Profile:

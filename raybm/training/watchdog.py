@@ -7,6 +7,8 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +28,18 @@ class Watchdog:
     def alive(self) -> None:
         self._last = time.monotonic()
 
+    @contextmanager
+    def within(self, timeout_s: float) -> Iterator[None]:
+        """One thing that may take so long, whatever the steps may."""
+        usual = self.timeout_s
+        self.alive()
+        self.timeout_s = timeout_s
+        try:
+            yield
+        finally:
+            self.alive()
+            self.timeout_s = usual
+
     def __enter__(self) -> Self:
         self.alive()
         threading.Thread(target=self._watch, daemon=True, name="raybm-watchdog").start()
@@ -37,6 +51,6 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.timeout_s / 4)):
             if time.monotonic() - self._last > self.timeout_s:
-                log.error("no step for %.0f s; this rank ends so that the group can be started again", self.timeout_s)
+                log.error("nothing moved for %.0f s; this rank ends so that the group can be started again", self.timeout_s)
                 faulthandler.dump_traceback()
                 os._exit(EXIT_CODE)

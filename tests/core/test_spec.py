@@ -117,6 +117,9 @@ def test_checks_run_over_the_parts_that_are_valid(tmp_path: Path) -> None:
     assert "macro_f1" in found["publish.gate"][1]
 
 
+NVME = ("resources.gpus_per_worker=1", "train.zero={stage: 3, offload_optimizer: nvme, nvme_path: /d}")
+
+
 @pytest.mark.parametrize(
     ("overrides", "path", "said"),
     [
@@ -132,6 +135,9 @@ def test_checks_run_over_the_parts_that_are_valid(tmp_path: Path) -> None:
         (["train.global_tokens=9000", "task={kind: regression, features: {numeric: [a]}}"], "train.global_tokens", "rows without tokens"),
         (["model.lora={quantize: nf4}", "train.zero.stage=3"], "model.lora.quantize", "cannot shard nf4 weights"),
         (["tracking=[{kind: mlflw}]"], "tracking[0].kind", "mlflow"),
+        ([*NVME, "train.ema=0.9", "train.zero.offload_parameters=nvme"], "train.ema", "cannot be averaged"),
+        ([*NVME, "train.early_stopping={}"], "train.early_stopping", "could not be read back"),
+        ([*NVME, "train.ema=0.9", "train.zero.secondary_partition=8"], "train.ema", "secondary partition"),
         (["train.schedule=plateau", "data.split.validation=0"], "train.schedule", "needs a validation split"),
         (["train.early_stopping={metric: accuracy}", "task={kind: regression}"], "train.early_stopping", "has no accuracy"),
         (["model={ref: 'scratch:bert', tokenizer: {train: char}, lora: {}}"], "model.lora", "no weights for adapters"),

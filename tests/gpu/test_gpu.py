@@ -69,10 +69,21 @@ def test_a_job_on_gpus(tmp_path: Path, cluster: str, zero: int, precision: str) 
 )
 def test_other_ways_to_train(tmp_path: Path, cluster: str, train: dict[str, Any]) -> None:
     records = run(tmp_path, cluster, train=train | {"max_steps": 20})
-    losses = job.losses(open_storage(str(tmp_path / "store")))
+    storage = open_storage(str(tmp_path / "store"))
+    losses = job.losses(storage)
     assert losses[20] < losses[1]
+    if train.get("precision") == "fp16":
+        local = storage.local(f"runs/{states(storage)[0].run}/metrics.jsonl")
+        assert local is not None and all("skipped" in event for event in by_step(read_events(local), "train"))
     profile = records["train"].metrics["profile"]
     assert profile["weights"] > 0 and profile["peak"] > profile["weights"]
+
+
+@pytest.mark.skipif(GPUS < 2, reason="a secondary partition wants two GPUs")
+def test_weights_are_sharded_once_more_within_a_node(tmp_path: Path, cluster: str) -> None:
+    run(tmp_path, cluster, train={"zero": {"stage": 3, "secondary_partition": GPUS}, "precision": "bf16", "max_steps": 20})
+    losses = job.losses(open_storage(str(tmp_path / "store")))
+    assert losses[20] < losses[1]
 
 
 def test_states_and_weights_on_a_disk(tmp_path: Path, cluster: str) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from raybm.core.errors import UserError
 from raybm.tasks import CausalLm
 from raybm.tasks.batching import IGNORED
 from tests.engines import tiny
@@ -43,3 +46,19 @@ def test_a_long_document_goes_on_in_the_next_block() -> None:
     assert [len(row["input_ids"]) for row in rows[:-1]] == [16] * (len(rows) - 1)
     assert all(row["labels"][0] == IGNORED and row["position_ids"][0] == 0 for row in rows)
     assert rows[0]["position_ids"] == list(range(16))
+
+
+FALCON = {"model_type": "falcon", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+
+
+@pytest.mark.parametrize(("config", "apart"), [(CONFIG, True), ({"model_type": "raybm_rnn", "hidden_size": 16}, True), (FALCON, False)])
+def test_a_model_that_does_not_heed_positions_takes_no_packed_rows(config: dict[str, Any], apart: bool) -> None:
+    task, tokenizer = CausalLm().build(), tiny.chat_tokenizer()
+    model, device = task.model(None, config, (), tokenizer), torch.device("cpu")
+    packed, alone = ([{"input_ids": [1, 2, 3, 4], "position_ids": places}] for places in ([0, 1, 0, 1], [0, 1, 2, 3]))
+    task.check(model, alone, device)
+    if apart:
+        task.check(model, packed, device)
+    else:
+        with pytest.raises(UserError, match="FalconForCausalLM lets packed documents see each other"):
+            task.check(model, packed, device)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raybm.core.errors import UserError
+from raybm.core.errors import StorageError, UserError
 from raybm.spec.train import TrainSpec
-from raybm.training.batches import Schedule, check_batch, open_rows
+from raybm.training.batches import Schedule, check_batch, count_rows, open_rows
 from raybm.training.optimizers import learning_rate
 from tests.training import jobs
 
@@ -95,11 +95,21 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path: Path) -> None:
-    prepared = jobs.prepared(tmp_path / "prepared", rows=9)
-    check_batch(prepared, TrainSpec.parse({"global_batch": 9}))
-    check_batch(prepared, TrainSpec.parse({"global_tokens": 9000}))
+    rows = count_rows(jobs.prepared(tmp_path / "prepared", rows=9), "train")
+    check_batch(rows, 90, TrainSpec.parse({"global_batch": 9}))
+    check_batch(rows, 90, TrainSpec.parse({"global_tokens": 90}))
     with pytest.raises(UserError, match="10 is more than the 9 sequences"):
-        check_batch(prepared, TrainSpec.parse({"global_batch": 10}))
+        check_batch(rows, 90, TrainSpec.parse({"global_batch": 10}))
+    with pytest.raises(UserError, match="91 is more than the 90 tokens"):
+        check_batch(rows, 90, TrainSpec.parse({"global_tokens": 91}))
+
+
+def test_a_node_that_sees_other_rows_takes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybm.core.cache.ROOT", str(tmp_path / "cache"))
+    prepared = jobs.prepared(tmp_path / "prepared", rows=9)
+    with pytest.raises(StorageError, match="9 of the 10 sequences for train are seen on"):
+        open_rows(prepared, "train", 10)
+    assert len(open_rows(prepared, "train", 9)) == 9
 
 
 def test_rows_of_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

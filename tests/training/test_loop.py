@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raybm.core.storage import open_storage
-from raybm.training import checkpoint
+from raybm.training import checkpoint, loop
 from raybm.training.profile import PROFILED
 from tests.ranks import Ranks
 from tests.training import jobs
@@ -123,6 +123,8 @@ def test_the_average_is_what_is_validated_and_survives_a_restart(ranks: Ranks, t
     )
     assert 0 < abs(plain["validation"]["loss"] - averaged["validation"]["loss"]) < 0.3
     storage = open_storage(str(tmp_path / "mean"))
+    written = [key for key in storage.keys(checkpoint.commits(storage)[-1].folder) if "average" in key]
+    assert len(written) == (2 if stage == 3 else 1), "shards, or the same everywhere"
     storage.delete(f"{checkpoint.MARKERS}/{checkpoint.commits(storage)[-1].step:08d}.json")
     again = ranks.run(jobs.weights, prepare, str(tmp_path / "mean"), spec)[0]
     assert again["sum"] == pytest.approx(averaged["sum"], abs=1e-5)
@@ -236,6 +238,11 @@ def test_a_plateau_halves_the_rate_and_a_restart_knows_it(ranks: Ranks, tmp_path
     _, _, events = ranks.run(jobs.looked_at, prepare, out, spec)[0]
     rates = {event["step"]: event["lr"] for event in events if event["kind"] == "train"}
     assert rates == pytest.approx({5: 5e-21, 6: 2.5e-21, 7: 2.5e-21, 8: 1.25e-21, 9: 1.25e-21, 10: 6.25e-22}, rel=1e-6)
+
+
+def test_what_is_carried_comes_back_as_it_was() -> None:
+    kept = checkpoint.Commit(folder="f", step=0, world_size=1, progress=vars(loop.Progress())).canonical()
+    assert loop.Progress(**checkpoint.Commit.parse(json.loads(json.dumps(kept))).progress) == loop.Progress()
 
 
 def test_stops_early_by_accuracy_and_publishes_the_best(ranks: Ranks, tmp_path: Path) -> None:

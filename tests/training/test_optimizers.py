@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from raybm.core.errors import UserError
 from raybm.models import own
 from raybm.spec.train import TrainSpec
 from raybm.training.optimizers import optimizer
+from raybm.training.zero import check_device
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "tie_word_embeddings": False}
 T5 = {"model_type": "t5", "d_model": 16, "num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 16, "vocab_size": 50}
@@ -56,3 +58,13 @@ def test_decay_spares_what_has_one_dimension() -> None:
     found = groups(AutoModelForCausalLM, GPT2, weight_decay=0.1)
     assert found["lm_head.weight"]["weight_decay"] == 0.1 and found["transformer.h.0.ln_1.weight"]["weight_decay"] == 0.0
     assert all(isinstance(parameter, torch.nn.Parameter) for group in found.values() for parameter in group["params"])
+
+
+def test_a_device_that_lacks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="CPUs train in fp32 or bf16"):
+        check_device(TrainSpec.parse({"precision": "fp16", "zero": {"stage": 1}}), "cpu")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    with pytest.raises(UserError, match="Tesla T4 has no bf16"):
+        check_device(TrainSpec.parse({"precision": "bf16", "zero": {"stage": 1}}), "cuda")
+    check_device(TrainSpec.parse({"precision": "fp16", "zero": {"stage": 1}}), "cuda")

@@ -13,12 +13,17 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from raybm.core.errors import UserError
 from raybm.core.signature import Signature
 from raybm.models import own
-from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, in_training, pad, summed_cross_entropy
 from raybm.tasks.causal_lm.spec import CausalLm
 from raybm.tasks.conversations import conversation, exchange
 from raybm.tasks.protocol import Batch, LossSum, Row, Task
+
+PROBED = 4  # tokens of each of two documents
+SAME = {torch.float32: 1e-5}  # of the largest logit; kernels sum in other orders
+SAME_IN_16_BIT = 2e-2
 
 
 class CausalLmTask(Task):
@@ -71,7 +76,28 @@ class CausalLmTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         # The labels are moved and not the logits, of which a slice or a transposed view would be copied: on a CPU, 4 times the seconds.
-        return summed_cross_entropy(logits, F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED))
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return summed_cross_entropy(logits, labels, in_training(model, self.spec.label_smoothing))
+
+    @torch.no_grad()
+    def check(self, model: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> None:
+        """Raises UserError where rows are packed and the model does not heed their positions: what it says of a document must not change
+        with the tokens of another one before it."""
+        if all(0 not in row["position_ids"][1:] for row in rows):
+            return
+        places = list(range(PROBED))
+        ids = torch.tensor([[first] * PROBED + [place % 2 for place in places] for first in (0, 1)], device=device)
+        model.eval()
+        positions = torch.tensor([places + places] * 2, device=device)
+        one, other = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, PROBED:].float()
+        dtype = next(model.parameters()).dtype
+        if (one - other).abs().max() > SAME.get(dtype, SAME_IN_16_BIT) * one.abs().max():
+            name = type(getattr(model, "module", model)).__name__
+            raise UserError(
+                f"{name} lets packed documents see each other: it takes no notice of their positions.",
+                where="model.ref",
+                remedy="Take another model (Llama, Qwen, GPT-2, …), or train on `prompt` and `completion` without task.packing.",
+            )
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return Signature(
