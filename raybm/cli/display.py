@@ -63,6 +63,8 @@ class Display:
             with self._lock:
                 self._pace = Pace(fields["step"])
             self._print(f"  training goes on from the checkpoint of step {fields['step']:,}")
+        elif kind == "anew":
+            self._print(f"  training stopped at step {fields['step']:,} and begins anew: an optimiser on nvme is not read back")
         elif kind == "stage":
             with self._lock:
                 self._train = None

@@ -50,8 +50,8 @@ def tuner(model: Any, spec: LoraSpec) -> Any:
     from peft.tuners.lora import LoraModel
 
     vocabulary = model.get_output_embeddings()
-    heads = [head for head in _outside(model).values() if all(module is not vocabulary for module in head.modules())]
-    inside = {id(module) for head in heads for module in head.modules()}
+    new = [head for head in heads(model).values() if all(module is not vocabulary for module in head.modules())]
+    inside = {id(module) for head in new for module in head.modules()}
     names = [
         name
         for name, module in model.named_modules()
@@ -71,7 +71,7 @@ def tuner(model: Any, spec: LoraSpec) -> Any:
     handle = LoraModel(model, config, "default")
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "lora_" in name
-    for head in heads:
+    for head in new:
         head.requires_grad_(True)
     return handle
 
@@ -91,10 +91,10 @@ def quantization(spec: LoraSpec | None, skeleton: Callable[[], Any]) -> dict[str
     with torch.device("meta"):
         model = skeleton()
     vocabulary = model.get_output_embeddings()
-    heads = [*_outside(model), *(name for name, module in model.base_model.named_modules() if module is vocabulary)]
+    whole = [*heads(model), *(name for name, module in model.base_model.named_modules() if module is vocabulary)]
     if spec.quantize == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)}
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=heads)}
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=whole)}
 
 
 def in_few_bits(model: nn.Module) -> int:
@@ -107,11 +107,14 @@ def in_few_bits(model: nn.Module) -> int:
     return sum(found.values())
 
 
-def _outside(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """What stands beside the base and has weights, by name: heads. Nothing where the model is its own base (a bare encoder, T5, CLIP)."""
-    base = model.base_model
-    beside = model.named_children() if base is not model else ()
-    return {name: child for name, child in beside if child is not base and next(child.parameters(), None) is not None}
+def heads(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Heads, by name: what stands beside the base and has weights. Of a model that is its own base the linear layers on top, where it is
+    made to tell labels (CLIPForImageClassification), else nothing (a bare encoder, T5, CLIP)."""
+    base, children = model.base_model, dict(model.named_children())
+    if base is not model:
+        return {name: child for name, child in children.items() if child is not base and next(child.parameters(), None) is not None}
+    tells = type(model).__name__.endswith(("Classification", "Answering"))
+    return {name: child for name, child in children.items() if tells and isinstance(child, nn.Linear)}
 
 
 def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict[str, Any]]:

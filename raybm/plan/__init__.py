@@ -107,7 +107,8 @@ class Plan:
 
 def plan(job: JobSpec, storage: Storage, workers: int | None = None, device: Device | None = None, price: float | None = None) -> Plan:
     """For the job's own resources, or for other ones; a global batch that cannot be dealt to so many workers is rounded up. Raises
-    NotFound (files, a model that is not on this machine), UserError (an unknown accelerator, a precision that it lacks), StorageError."""
+    NotFound (files, a model that is not on this machine), UserError (an unknown accelerator), PlacementError (a precision that it
+    lacks), StorageError."""
     ranks = workers or job.resources.workers
     device = device or device_of(job, ranks)
     check_precision(job, device)

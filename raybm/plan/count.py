@@ -26,7 +26,6 @@ from raybm.models.adapters import adapt, in_few_bits, recompute
 from raybm.models.flops import ATTENTION
 from raybm.models.shapes import Shape, counted
 from raybm.models.spec import ModelSpec
-from raybm.tasks.batching import IGNORED
 from raybm.tasks.protocol import Batch, Task
 
 log = logging.getLogger(__name__)
@@ -67,11 +66,9 @@ def count(
         if spec.lora and spec.lora.quantize:
             shape = replace(shape, quantized=in_few_bits(model))
         batches = [task.collate([_row(spec.max_length)] * rows, processor) for rows in ROWS]
-        labels = batches[0].get("labels", torch.ones(1))
-        chosen = float((labels != IGNORED).float().mean())
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             _on_fake_memory(model)
-            few, more = (_pass(task, model, batch, chosen, fake) for batch in batches)
+            few, more = (_pass(task, model, batch, fake) for batch in batches)
     except (KeyError, AttributeError, ValueError, RuntimeError) as error:  # rows of other columns; a value that is asked for
         log.info("the model's step cannot be counted: %s: %s", type(error).__name__, error)
         return None
@@ -136,8 +133,8 @@ def _row(length: int) -> dict[str, Any]:
     return texts | {"labels": labels, "rejected_labels": labels, "starts": [0], "ends": [0], "image": list(PIXEL)}
 
 
-def _pass(task: Task, model: torch.nn.Module, batch: Batch, chosen: float, fake: FakeTensorMode) -> SimpleNamespace:
-    counter, live = FlopCounterMode(display=False, custom_mapping=ATTENTION), _Live(model, chosen)
+def _pass(task: Task, model: torch.nn.Module, batch: Batch, fake: FakeTensorMode) -> SimpleNamespace:
+    counter, live = FlopCounterMode(display=False, custom_mapping=ATTENTION), _Live(model)
     hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
     with live, counter, _collecting():
         with Saved(model) as saved:
@@ -197,20 +194,15 @@ def _key(tensor: torch.Tensor) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """The bytes of storages that operations made and that are still there, and the most there ever were. Where places are chosen by
-    value, which fake tensors have none of, it answers with a share of them."""
+    """The bytes of storages that operations made and that are still there, and the most there ever were."""
 
-    def __init__(self, model: torch.nn.Module, chosen: float) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.chosen = chosen
         self.now = self.peak = self.moved = 0
         self._seen = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten.nonzero.default:
-            result = args[0].new_empty((round(args[0].numel() * self.chosen), args[0].dim()), dtype=torch.int64)
-        else:
-            result = function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
         if not function.is_view:
             self.moved += sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor))
         for leaf in tree_leaves(result):

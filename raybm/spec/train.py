@@ -21,7 +21,7 @@ class ZeroSpec(Spec):
     lowest with which `raybm plan` says that the job fits, with the largest micro-batch."""
     offload_optimizer: Literal["cpu", "nvme"] | None = None
     """Keep optimiser states (and do the step) in the host's memory, or on its disk (ZeRO-Offload, arXiv:2101.06840; ZeRO-Infinity,
-    arXiv:2104.07857). A training with nvme cannot be resumed: DeepSpeed 0.19 does not read its states back."""
+    arXiv:2104.07857). A training with nvme that stops begins anew: DeepSpeed 0.19 does not read its states back."""
     offload_parameters: Literal["cpu", "nvme"] | None = None
     """Keep weights there too; stage 3."""
     nvme_path: str | None = None

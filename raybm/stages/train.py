@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -34,8 +35,9 @@ ON_RAY = True
 outside = None
 POLL_S = 0.5
 ANSWER_S = 60.0  # for an actor that has nothing to compute
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # Ray's own: 60
-STARTS = 4  # of a group of workers, each waiting for its place
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_S = 60.0  # at least, for one start of a group of workers: its place, and its processes
+STARTS = 4  # at most, that together wait for the job's placement_timeout_s
 SHARED_S = 30.0  # within which a user's mistake that all ranks see has come from all of them
 
 T = TypeVar("T")
@@ -87,7 +89,8 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
     from raybm import ops
 
     resources, storage = context.resources, config["out"].storage
-    os.environ.setdefault(START_TIMEOUT, f"{max(60.0, resources.placement_timeout_s / STARTS):g}")
+    starts, start_s = _starts(resources.placement_timeout_s)
+    os.environ[START_TIMEOUT] = f"{start_s:g}"  # Ray has no other way to be told
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     sink = ray.remote(num_cpus=0, scheduling_strategy=here)(EventSink).remote()
     filesystem, place = storage.arrow("ray_train")
@@ -104,10 +107,12 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
             name=uuid.uuid4().hex[:8],  # never Ray's own resumption: the loop resumes from its commits
             storage_path=place,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=view.train.max_failures, controller_failure_limit=STARTS - 1),
+            failure_config=FailureConfig(max_failures=view.train.max_failures, controller_failure_limit=starts - 1),
             worker_runtime_env={} if on_gpu else {"env_vars": ops.KEEPS_MEMORY},
         ),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(view.train.checkpoint.timeout_s)),
+        torch_config=TorchConfig(
+            backend="nccl" if on_gpu else "gloo", timeout_s=ceil(max(view.train.checkpoint.timeout_s, view.train.stall_timeout_s))
+        ),
     )
     failure = _fit(trainer, sink, context)
     told: dict[str, Any] | UserError = ray.get(sink.result.remote(), timeout=ANSWER_S)
@@ -117,6 +122,12 @@ def _gang(view: View, config: dict[str, Any], on_gpu: bool, context: Context) ->
         raise _cause(failure, context.storage) from failure
     storage.delete("ray_train")
     return told
+
+
+def _starts(timeout_s: float) -> tuple[int, float]:
+    """How often a group of workers is tried to be started, and the seconds of each try."""
+    starts = int(max(1, min(STARTS, timeout_s // START_S)))
+    return starts, max(START_S, timeout_s / starts)
 
 
 def _alone(config: dict[str, Any], on_gpu: bool, context: Context) -> dict[str, Any]:
@@ -208,17 +219,16 @@ def _fit(trainer: Any, sink: Any, context: Context) -> BaseException | None:
     while thread.is_alive():
         thread.join(timeout=POLL_S)
         if ray.wait([asked], timeout=0)[0]:  # a head that is busy may take its time
-            asked = _emitted(asked, sink, context)
-    for _ in range(2):  # what was asked for before the end, and what came after that
-        asked = _emitted(asked, sink, context)
+            _emit(ray.get(asked, timeout=ANSWER_S), context)
+            asked = sink.drain.remote()
+    for last in (asked, sink.drain.remote()):  # what was asked for before the end, and what came after that
+        _emit(ray.get(last, timeout=ANSWER_S), context)
     return failures[0] if failures else None
 
 
-def _emitted(asked: Any, sink: Any, context: Context) -> Any:
-    """Brings what the sink gives to the run's events, and asks it again."""
-    for kind, fields in ray.get(asked, timeout=ANSWER_S):
+def _emit(drained: list[tuple[str, dict[str, Any]]], context: Context) -> None:
+    for kind, fields in drained:
         context.events.emit(kind, **fields)
-    return sink.drain.remote()
 
 
 # ---- in the worker
@@ -261,7 +271,7 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
     from raybm.models import processors
     from raybm.models.adapters import adapt, merged, quantization
     from raybm.training import loop, zero
-    from raybm.training.batches import open_rows
+    from raybm.training.batches import Rows, open_rows
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -272,11 +282,12 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     task = view.task.build()
 
-    def ready() -> tuple[Any, tuple[Path | None, dict[str, Any]]]:
+    def ready() -> tuple[Any, tuple[Path | None, dict[str, Any]], dict[str, Rows]]:
         zero.check_device(view.train, device.type)
-        return processors.load(view.task.INPUT, prepared.folder("processor")), _start(view, dataset["config"], config["storage"])
+        splits = {split: open_rows(prepared, split, count) for split, count in config["counts"].items()}
+        return processors.load(view.task.INPUT, prepared.folder("processor")), _start(view, dataset["config"], config["storage"]), splits
 
-    processor, start = _agreed(ready)
+    processor, start, splits = _agreed(ready)
     torch.manual_seed(view.seed)  # a new head starts the same on every rank
     with zero.sharded_from_the_start(view.train, view.workers, device.type):
         quantised = quantization(
@@ -286,7 +297,6 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
     published = task.published(model)
     adapt(published, view.model)
     model.to(device)
-    splits = {split: open_rows(prepared, split, count) for split, count in config["counts"].items()}
 
     with loop.engine_of(model, view.train) as engine:
         summary = loop.train(

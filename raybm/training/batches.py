@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -58,10 +58,24 @@ class Rows:
     @cached_property
     def lengths(self) -> Lengths:
         """Tokens of each row; 1 where rows are no sequences."""
-        if not self._batches or "input_ids" not in self._batches[0]:
+        return self._lengths("input_ids")
+
+    @cached_property
+    def sizes(self) -> Lengths:
+        """Of each row the longest of its sequences: of a pair, a source with its target."""
+        names = self._batches[0] if self._batches else ()
+        sizes: Lengths = np.maximum.reduce([self.lengths, *(self._lengths(name) for name in names if name.endswith(("_ids", "labels")))])
+        return sizes
+
+    def _lengths(self, name: str) -> Lengths:
+        if not self._batches or name not in self._batches[0]:
             return np.ones(len(self), np.int64)
-        lengths: Lengths = np.concatenate([np.diff(batch["input_ids"][0]) for batch in self._batches]).astype(np.int64)
+        lengths: Lengths = np.concatenate([np.diff(batch[name][0]) for batch in self._batches]).astype(np.int64)
         return lengths
+
+    def column(self, name: str) -> Iterator[tuple[Any, Any]]:
+        """Offsets and values, part by part."""
+        return (batch[name] for batch in self._batches)
 
     def take(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self._row(int(index)) for index in indices]
@@ -78,7 +92,7 @@ def open_rows(prepared: Artifact, split: str, expected: int | None = None) -> Ro
     target = cache_folder("rows") / f"{prepared.key}-{split}.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock", timeout=LOCK_TIMEOUT_S):
-        if not target.exists():
+        if not target.exists() or (expected is not None and len(Rows(target)) != expected):
             partial = target.with_suffix(".partial")
             _write(partial, prepared.storage, prepared.storage.keys(f"encoded/{split}"))
             if expected is not None and (found := len(Rows(partial))) != expected:
@@ -144,20 +158,22 @@ class Schedule:
         micro_tokens: int | None = None,
         buckets: bool = False,
         global_tokens: int | None = None,
+        tokens: Lengths | None = None,
     ) -> None:
+        """`lengths`: what a row costs; `tokens`: what it counts for `global_tokens`, where that is less."""
         self.lengths, self.workers, self.seed, self.buckets = lengths, workers, seed, buckets
         self.micro_batch, self.micro_tokens, self.global_tokens = micro_batch, micro_tokens, global_tokens
+        self.tokens = lengths if tokens is None else tokens
         if global_tokens:
-            self.steps_per_epoch = math.ceil(int(lengths.sum()) / global_tokens)
+            self.steps_per_epoch = math.ceil(int(self.tokens.sum()) / global_tokens)
             self.global_batch = math.ceil(len(lengths) / max(1, self.steps_per_epoch))  # rows, in the mean
         else:
             self.steps_per_epoch, self.global_batch = math.ceil(len(lengths) / global_batch), global_batch
 
     @classmethod
-    def of(cls, train: TrainSpec, lengths: Lengths, workers: int, seed: int) -> Schedule:
-        return cls(
-            lengths, train.global_batch, workers, seed, train.micro_batch, train.micro_tokens, train.length_buckets, train.global_tokens
-        )
+    def of(cls, train: TrainSpec, rows: Rows, workers: int, seed: int) -> Schedule:
+        micro = train.micro_batch, train.micro_tokens
+        return cls(rows.sizes, train.global_batch, workers, seed, *micro, train.length_buckets, train.global_tokens, rows.lengths)
 
     def total_steps(self, epochs: float, max_steps: int | None) -> int:
         return max_steps or max(1, math.ceil(epochs * self.steps_per_epoch))
@@ -211,7 +227,7 @@ class Schedule:
         if not self.global_tokens:
             return np.arange(self.global_batch, len(order), self.global_batch)
         full = self.global_tokens * np.arange(1, self.steps_per_epoch)
-        return np.searchsorted(np.cumsum(self.lengths[order]), full, side="right")
+        return np.searchsorted(np.cumsum(self.tokens[order]), full, side="right")
 
 
 def _cuts(costs: Any, most: int, most_rows: int) -> list[int]:

@@ -66,6 +66,15 @@ def agreed(storage: Storage) -> list[Commit]:
     return every
 
 
+def forget(storage: Storage) -> None:
+    """Begin anew. Collective."""
+    dist.barrier()  # all have seen what there is
+    if dist.get_rank() == 0:
+        storage.delete(MARKERS)
+        sweep(storage)
+    dist.barrier()
+
+
 def save(
     engine: Any,
     storage: Storage,
@@ -88,7 +97,7 @@ def save(
     dist.barrier()
     if dist.get_rank() == 0:
         if (shared := storage.local(folder)) is not None:
-            _sync(shared)  # the marker never outlives what it stands for
+            _sync(shared)  # what the marker stands for outlives a power failure as it does
         commit = Commit(folder=folder, step=step, world_size=dist.get_world_size(), validation=validation, progress=progress)
         storage.write(f"{MARKERS}/{step:08d}.json", json.dumps(commit.canonical()).encode())
         _prune(storage, best_by, stays)
@@ -135,8 +144,10 @@ def _averager(engine: Any) -> int:
 
 
 def _sync(folder: Path) -> None:
-    for name in files_under(folder):
-        descriptor = os.open(folder / name, os.O_RDONLY)
+    """Files and folders onto this machine's disk."""
+    files = [folder / name for name in files_under(folder)]
+    for path in [*files, *{file.parent for file in files}, folder.parent]:
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -188,7 +199,9 @@ def _downloaded(storage: Storage, folder: str) -> Iterator[Path]:
         yield copy
         dist.barrier()
     finally:
-        gone = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:6]}")
-        with suppress(FileNotFoundError):  # another rank was first
-            copy.rename(gone)  # at once: a copy that is there is whole
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = copy.with_suffix(".gone")
+        with FileLock(f"{copy}.lock", timeout=LOCK_TIMEOUT_S):
+            shutil.rmtree(gone, ignore_errors=True)  # of a rank that was killed here
+            with suppress(FileNotFoundError):  # another rank was first
+                copy.rename(gone)  # at once: a copy that is there is whole
+            shutil.rmtree(gone, ignore_errors=True)

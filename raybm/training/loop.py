@@ -30,7 +30,6 @@ from raybm.training.replicas import Replicas
 from raybm.training.watchdog import Watchdog
 
 Emit = Callable[..., None]
-LOOKED_AT = 256  # rows or some more, before the first step
 PLATEAU_PATIENCE = 2  # validations without a lower loss after which the plateau schedule halves the rate
 
 
@@ -132,19 +131,17 @@ def train(
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = next(engine.module.parameters()).device
     rows = splits["train"]
-    schedule = Schedule.of(spec, rows.lengths, workers, seed)
+    schedule = Schedule.of(spec, rows, workers, seed)
     course = Course.of(spec, schedule, until, bool(len(splits["validation"])))
     best_by = spec.early_stopping.metric if spec.early_stopping else "loss"
 
     average = Average(engine.module, spec.ema) if spec.ema else None
     progress = Progress()
-    if every := checkpoint.agreed(storage):
-        if spec.zero.offload_optimizer == "nvme":
-            raise UserError(
-                f"this training stopped at step {every[-1].step}, and DeepSpeed 0.19 reads no optimiser back that it keeps on nvme.",
-                where="train.zero.offload_optimizer",
-                remedy="Set it to cpu, which begins anew and can be resumed.",
-            )
+    every = checkpoint.agreed(storage)
+    if every and spec.zero.offload_optimizer == "nvme":  # DeepSpeed 0.19 does not read its states back
+        emit("anew", step=every[-1].step)
+        checkpoint.forget(storage)
+    elif every:
         checkpoint.load(engine, storage, every[-1], average)
         progress = Progress(**every[-1].progress)
         if until and progress.step > course.end:  # trained past it already: to where there is a validation
@@ -152,7 +149,7 @@ def train(
         emit("resume", step=every[-1].step, validations=every[-1].step // course.validate_every)
 
     with torch.compiler.set_stance("force_eager"):
-        task.check(engine, rows.take(range(0, len(rows), max(1, len(rows) // LOOKED_AT))), device)
+        task.check(engine, rows.column, device)
     began = progress.step if until else None
     meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
     flops: float | None = None
@@ -185,7 +182,7 @@ def train(
                 _check_finite(scores["loss"], progress.step, lr)
                 progress.count(scores)
                 if spec.precision == "fp16":
-                    scores["skipped"] = engine.skipped_steps  # since this start, for gradients that overflowed
+                    scores["skipped"] = engine.skipped_steps  # so far, for gradients that overflowed
                 epoch = round(progress.step / schedule.steps_per_epoch, 4)
                 mfu = {"mfu": round(flops * scores["tokens_per_s"] / workers / peak_flops, 4)} if flops and peak_flops else {}
                 emit("train", step=progress.step, steps=course.total, epoch=epoch, lr=lr, grad_norm=_grad_norm(engine), **scores, **mfu)
@@ -250,8 +247,8 @@ def initialize(model: PreTrainedModel, spec: TrainSpec) -> Any:
         for parameter in model.parameters():
             if parameter.ndim == 0:  # such as CLIP's temperature: DeepSpeed 0.19 sends weights as bytes, which a number cannot be viewed as
                 parameter.data, parameter.was_number = parameter.data.reshape(1), True
-        trained = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
-        config = zero.deepspeed_config(spec, dist.get_world_size(), next(model.parameters()).device.type, trained)
+        trainable = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
+        config = zero.deepspeed_config(spec, dist.get_world_size(), next(model.parameters()).device.type, trainable)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, spec), config=config)
     if spec.compile:
         engine.compile()
@@ -282,7 +279,7 @@ def validate(
     """Loss and accuracy over a whole split, every rank its part. Collective."""
     engine.eval()
     meter = Meter(device)
-    for part in schedule.everything(rows.lengths, dist.get_rank()):
+    for part in schedule.everything(rows.sizes, dist.get_rank()):
         step = collate(task, processor, rows, [part], None)
         meter.add(task.loss(engine, _to(step.batches[0], device)))
         meter.count(step)
@@ -321,7 +318,7 @@ def _diverged(what: str, step: int, lr: float) -> UserError:
 def _note_best(progress: Progress, scores: dict[str, float], spec: TrainSpec) -> bool:
     """Early stopping and the plateau schedule. Returns whether these weights are the best so far, and wanted."""
     if spec.schedule == "plateau":
-        if progress.lowest is None or scores["loss"] < progress.lowest:
+        if progress.lowest is None or not math.isfinite(progress.lowest) or scores["loss"] < progress.lowest:
             progress.lowest, progress.flat = scores["loss"], 0
         else:
             progress.flat += 1

@@ -12,9 +12,9 @@ from raybm.spec.train import BUCKET, TrainSpec, ZeroSpec
 ALIGNED = 1024  # numbers; DeepSpeed wants a few of a bucket to go evenly
 
 
-def deepspeed_config(train: TrainSpec, workers: int, device: str, trained: int | None = None) -> dict[str, Any]:
+def deepspeed_config(train: TrainSpec, workers: int, device: str, trainable: int | None = None) -> dict[str, Any]:
     """One micro-batch a step as far as DeepSpeed knows: the loop says itself which pass is the last of a step, since their number
-    changes with the rows' lengths. `trained`: numbers that are learned, where they are known; buffers need not be larger."""
+    changes with the rows' lengths. `trainable`: numbers that are learned, where they are known; buffers need not be larger."""
     return {
         "train_batch_size": workers,
         "train_micro_batch_size_per_gpu": 1,
@@ -22,17 +22,17 @@ def deepspeed_config(train: TrainSpec, workers: int, device: str, trained: int |
         "gradient_clipping": train.clip_norm or 0.0,
         "bf16": {"enabled": train.precision == "bf16"},
         "fp16": {"enabled": train.precision == "fp16"},  # loss scaling is dynamic
-        "zero_optimization": _zero(train.zero, device, trained),
+        "zero_optimization": _zero(train.zero, device, trainable),
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
     }
 
 
-def _zero(zero: ZeroSpec, device: str, trained: int | None) -> dict[str, Any]:
+def _zero(zero: ZeroSpec, device: str, trainable: int | None) -> dict[str, Any]:
     bucket = BUCKET.get(device, BUCKET["cuda"])
-    if trained is not None:
-        bucket = min(bucket, -(-trained // ALIGNED) * ALIGNED)
+    if trainable is not None:
+        bucket = min(bucket, -(-trainable // ALIGNED) * ALIGNED)
     config: dict[str, Any] = {
         "stage": zero.stage,
         "reduce_bucket_size": bucket,

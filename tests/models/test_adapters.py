@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -44,6 +45,7 @@ BERT = {
 SIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP = {"model_type": "clip", "text_config": SIDE | {"vocab_size": 50}, "vision_config": SIDE, "projection_dim": 8}
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
+TEXTCNN = {"model_type": "raybm_textcnn", "vocab_size": 50, "pad_token_id": 0}
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50}
 
 
@@ -83,7 +85,9 @@ def test_frozen_layers_stay_and_unknown_ones_are_told() -> None:
     [
         (AutoModelForSequenceClassification, BERT, "classifier."),
         (AutoModelForMaskedLM, BERT, None),  # its head is pretrained, and its last layer the word embeddings
-        (AutoModel, BERT, None),  # these three are their own base
+        (AutoModelForImageClassification, CLIP, "classifier."),  # from here on they are their own base, but the last
+        (AutoModelForSequenceClassification, TEXTCNN, "classifier."),
+        (AutoModel, BERT, None),
         (AutoModel, CLIP, None),
         (AutoModelForSeq2SeqLM, T5, None),
         (AutoModelForCausalLM, GPT2, None),
@@ -113,6 +117,7 @@ def test_adapters_for_layers_that_are_not_there() -> None:
         (AutoModelForSequenceClassification, BERT, ["classifier"]),
         (AutoModel, BERT, []),
         (AutoModelForSeq2SeqLM, T5, ["lm_head"]),
+        (AutoModelForImageClassification, CLIP, ["classifier"]),
     ],
 )
 def test_only_heads_stay_whole_where_weights_are_quantised(kind: Any, config: dict[str, Any], whole: list[str]) -> None:

@@ -46,6 +46,11 @@ def test_a_rank_that_errs_alone_ends_the_group_whose_others_wait_for_it(monkeypa
     assert isinstance(ray.get(sink.result.remote()), UserError)
 
 
+@pytest.mark.parametrize(("timeout_s", "starts", "each_s"), [(600, 4, 150), (100, 1, 100), (130, 2, 65), (5, 1, 60)])
+def test_tries_to_start_last_as_long_as_the_job_waits_for_its_place(timeout_s: float, starts: int, each_s: float) -> None:
+    assert train._starts(timeout_s) == (starts, each_s)
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_what_rank_0_made_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = ray.remote(num_cpus=0)(train.EventSink).remote()

@@ -125,6 +125,25 @@ def failure(prepare: Artifact, out: str, spec: dict[str, Any]) -> str:
     return ""
 
 
+def packing(config: dict[str, Any], spec: dict[str, Any]) -> str:
+    """What a language model in its engine says to packed rows."""
+    import torch
+    import torch.distributed as dist
+
+    from raybm.core.errors import UserError
+    from raybm.tasks import CausalLm
+    from raybm.training import loop, zero
+
+    given, task = TrainSpec.parse(spec), CausalLm().build()
+    with zero.sharded_from_the_start(given, dist.get_world_size(), "cpu"):
+        start = task.model(None, config, (), tokenizer())
+    try:
+        task.check(loop.initialize(start, given), lambda name: iter([(np.array([0, 4]), np.array([0, 1, 0, 1]))]), torch.device("cpu"))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def adapters(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Trains adapters; the logits of a row with them, and after they were merged into plain weights."""
 

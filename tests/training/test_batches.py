@@ -4,14 +4,16 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raybm.core.errors import StorageError, UserError
 from raybm.spec.train import TrainSpec
-from raybm.training.batches import Schedule, check_batch, count_rows, open_rows
+from raybm.training.batches import Rows, Schedule, check_batch, count_rows, open_rows
 from raybm.training.optimizers import learning_rate
 from tests.training import jobs
 
+PAIRS = {"input_ids": [[1, 2], [1]], "positive_ids": [[1, 2, 3], [1, 2, 3, 4]], "starts": [[1], [1]]}
 LENGTHS = np.random.default_rng(0).integers(1, 20, 70)
 
 
@@ -110,6 +112,20 @@ def test_a_node_that_sees_other_rows_takes_none(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(StorageError, match="9 of the 10 sequences for train are seen on"):
         open_rows(prepared, "train", 10)
     assert len(open_rows(prepared, "train", 9)) == 9
+    assert [len(values) for _, values in open_rows(prepared, "train").column("labels")] == [9]
+    with pytest.raises(StorageError, match="9 of the 10 sequences"):
+        open_rows(prepared, "train", 10)  # also where there is a file already
+
+
+def test_a_rows_longest_sequence_is_what_it_costs(tmp_path: Path) -> None:
+    target = tmp_path / "rows.arrow"
+    table = pa.record_batch({name: pa.array(rows, pa.large_list(pa.int32())) for name, rows in PAIRS.items()})
+    with pa.ipc.new_file(str(target), table.schema) as writer:
+        writer.write_batch(table)
+    rows = Rows(target)
+    assert rows.lengths.tolist() == [2, 1] and rows.sizes.tolist() == [3, 4]
+    schedule = Schedule.of(TrainSpec.parse({"global_tokens": 3, "micro_tokens": 4}), rows, 1, 0)
+    assert schedule.steps_per_epoch == 1 and [len(part) for part in schedule.step(0, 0)] == [1, 1]
 
 
 def test_rows_of_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,26 @@ def test_what_is_carried_comes_back_as_it_was() -> None:
     assert loop.Progress(**checkpoint.Commit.parse(json.loads(json.dumps(kept))).progress) == loop.Progress()
 
 
+def test_an_optimiser_on_a_disk_begins_anew(ranks: Ranks, tmp_path: Path) -> None:
+    """DeepSpeed would leave its states where they began, and say nothing. (Below stage 3 they are in memory, whatever the setting.)"""
+    prepare, out = jobs.prepared(tmp_path / "prepared"), str(tmp_path / "out")
+    spec = SPEC | {"zero": {"stage": 1}, "checkpoint": {"every_steps": 2}}
+    whole, _ = ranks.run(jobs.train, prepare, out, spec | {"max_steps": 4})[0]
+    nvme = {"stage": 1, "offload_optimizer": "nvme", "nvme_path": "/d"}
+    losses, summary, events = ranks.run(jobs.looked_at, prepare, out, spec | {"max_steps": 6, "zero": nvme})[0]
+    assert [event["step"] for event in events if event["kind"] == "anew"] == [4]
+    assert summary["steps"] == len(losses) == 6 and losses[0] == pytest.approx(whole[0], rel=1e-6)
+    assert [commit.step for commit in checkpoint.commits(open_storage(out))][-1] == 6
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_an_engine_shows_whether_packed_documents_stay_apart(ranks: Ranks, stage: int) -> None:
+    llama = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    falcon = {"model_type": "falcon", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert ranks.run(jobs.packing, llama, {"zero": {"stage": stage}}) == ["", ""]
+    assert all("FalconForCausalLM" in said for said in ranks.run(jobs.packing, falcon, {"zero": {"stage": stage}}))
+
+
 def test_stops_early_by_accuracy_and_publishes_the_best(ranks: Ranks, tmp_path: Path) -> None:
     prepare = jobs.prepared(tmp_path / "prepared")
     stopping = {"metric": "accuracy", "patience": 3}

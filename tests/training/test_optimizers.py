@@ -12,7 +12,7 @@ from raybm.core.errors import UserError
 from raybm.models import own
 from raybm.spec.train import TrainSpec
 from raybm.training.optimizers import optimizer
-from raybm.training.zero import check_device
+from raybm.training.zero import check_device, deepspeed_config
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "tie_word_embeddings": False}
 T5 = {"model_type": "t5", "d_model": 16, "num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 16, "vocab_size": 50}
@@ -68,3 +68,10 @@ def test_a_device_that_lacks_the_precision(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match="Tesla T4 has no bf16"):
         check_device(TrainSpec.parse({"precision": "bf16", "zero": {"stage": 1}}), "cuda")
     check_device(TrainSpec.parse({"precision": "fp16", "zero": {"stage": 1}}), "cuda")
+
+
+def test_buffers_are_no_larger_than_what_is_trained() -> None:
+    def bucket(*given: Any) -> int:
+        return int(deepspeed_config(TrainSpec(), 2, *given)["zero_optimization"]["reduce_bucket_size"])
+
+    assert bucket("cuda", 1500) == 2048 and bucket("cuda", 10**10) == bucket("cuda") == 200_000_000 and bucket("cpu") == 5_000_000
