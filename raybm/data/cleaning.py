@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybm.core.storage import Storage
 from raybm.data.files import File
-from raybm.data.frame import ORDER, content, digests, schema, shares
+from raybm.data.frame import ORDER, content, digests, joined, schema, shares
 from raybm.data.reading import Facts, Wanted, framed, records
 from raybm.data.source import Source
 from raybm.data.step import Step
@@ -38,6 +38,8 @@ class Plan:
     wanted: Wanted
     validation: float
     test: float
+    by: tuple[str, ...]
+    """Columns that decide which split a row is dealt to; none: its content."""
     seed: int
     parts: int
     part_chars: int
@@ -117,7 +119,7 @@ def _finish(frame: pd.DataFrame, name: str, plan: Plan) -> dict[str, Any]:
     """Check, split and write the rows of one part. Returns the report."""
     live = (frame["_bad"] == "") & (frame["_drop"] == "")
     rows = frame[live].sort_values(ORDER, ignore_index=True)
-    rows = rows.assign(_bad=_unusable(rows, plan.wanted))
+    rows = rows.assign(_bad=_unusable(rows, plan.wanted, plan.by))
     bad = _sorted_bad(frame[frame["_bad"] != ""], rows[rows["_bad"] != ""])
     rows = rows[rows["_bad"] == ""]
     report: dict[str, Any] = {
@@ -150,8 +152,17 @@ def _labels(rows: pd.DataFrame) -> Counter[str]:
     return counted
 
 
-def _unusable(rows: pd.DataFrame, wanted: Wanted) -> Any:
-    """Why a row cannot be used, or "": every group of columns lacks something. A str a row."""
+def _unusable(rows: pd.DataFrame, wanted: Wanted, by: Sequence[str]) -> Any:
+    """Why a row cannot be used, or "": every group of columns lacks something, or one of the columns `by` which it is dealt to a split. A
+    str a row."""
+    reasons = _lacking(rows, wanted)
+    for name in by:
+        there = rows[name].map(_filled).astype(bool) if name in rows else False
+        reasons = reasons.mask((reasons == "") & ~there, f"{name}, which decides its split, is missing or empty")
+    return reasons
+
+
+def _lacking(rows: pd.DataFrame, wanted: Wanted) -> Any:
     import pandas as pd
 
     filled = {name: rows[name].map(_filled).astype(bool) for group in wanted.groups for name in group}
@@ -175,10 +186,10 @@ def _filled(value: Any) -> bool:
 
 
 def _splits(rows: pd.DataFrame, plan: Plan) -> Any:
-    """Name of the split of each row: the source's own, or by the digest of the content."""
+    """Name of the split of each row: the source's own, or by the digest of the content (or of the columns that decide)."""
     import numpy as np
 
-    place = shares(content(rows), f"split:{plan.seed}")
+    place = shares(joined(rows, plan.by) if plan.by else content(rows), f"split:{plan.seed}")
     dealt = np.select([place < plan.test, place < plan.test + plan.validation], ["test", "validation"], "train").astype(object)
     for number, source in enumerate(plan.sources):
         if name := f"slice-{source.slice}" if source.slice else source.split:

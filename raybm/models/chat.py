@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raybm.core.errors import DataError
+from raybm.models.words import fast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +61,7 @@ def encode_conversation(
         raise _bad("there is no answer of the assistant to learn.")
     if system_prompt and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system_prompt}, *turns]
+    fast(tokenizer)
     text = _render(tokenizer, turns)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(encoding["input_ids"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Weights in safetensors, configuration, tokenizer, card and licence, of the repository's top folder; never code, never pickles.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _UNWANTED = ("*/*", "consolidated*", "*.onnx*")
+_POOLING = ("[0-9]_Pooling/config.json",)  # of sentence-transformers: how token vectors become one
 _DESCRIBING = ("config.json", "model.safetensors.index.json", "signature.json", "version.json")
 HUB_TIMEOUT_S = 10.0
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -150,7 +151,10 @@ def _hub(ref: str, rest: str) -> Path:
 
     name, _, revision = rest.partition("@")
     with _hub_errors(ref, name, revision):
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)))
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED))
+        if (Path(folder) / "modules.json").exists():
+            snapshot_download(name, revision=revision or None, allow_patterns=list(_POOLING))
+        return Path(folder)
 
 
 def _hub_commit(ref: str, name: str, revision: str) -> str:

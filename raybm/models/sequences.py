@@ -18,5 +18,7 @@ def targets(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[
 
 
 def _ended(ids: list[int], end: int, max_length: int) -> list[int]:
-    inner = ids[:-1] if ids and ids[-1] == end else ids
-    return [*inner[: max_length - 1], end]
+    """mBART's first tokenizers write the language behind the end."""
+    last = ids[-2:] if len(ids) > 1 and ids[-2] == end else [end]
+    inner = ids[: -len(last)] if ids[-len(last) :] == last else ids
+    return [*inner[: max_length - len(last)], *last]

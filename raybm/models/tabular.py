@@ -55,7 +55,7 @@ class Columns:
         if self.numeric:
             made["numeric"] = [(self._number(row, name) - mean) / spread for name, (mean, spread) in self.numeric.items()]
         if self.categorical:
-            made["categorical"] = [self.places[name].get(str(row[name]), 0) for name in self.categorical]
+            made["categorical"] = [self.places[name].get(_text(row[name]), 0) for name in self.categorical]
         return made
 
     def _number(self, row: Mapping[str, Any], name: str) -> float:
@@ -74,6 +74,11 @@ class Columns:
             raise NotFound(f"there is no {FILE}.", where=str(folder), remedy="Give the folder of a model that raybm trained on a table.")
         saved = json.loads(path.read_text(encoding="utf-8"))
         return cls({name: (mean, spread) for name, (mean, spread) in saved["numeric"].items()}, saved["categorical"])
+
+
+def _text(value: Any) -> str:
+    """As the files' readers write it (raybm.data.reading)."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def number(text: Any) -> float | None:

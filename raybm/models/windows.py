@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from raybm.core.errors import UserError
+from raybm.models.words import fast
 
 LEAST_LENGTH = 16
 QUESTION_SHARE = 3  # a question may take a third of a sequence
@@ -33,6 +34,7 @@ def windows(tokenizer: Any, questions: Sequence[str], contexts: Sequence[str], m
         raise UserError(what, where="model.max_length", remedy=f"Use {LEAST_LENGTH} or more; 384 is usual.")
     if not questions:
         return []
+    fast(tokenizer)
     whole = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     room = max_length // QUESTION_SHARE
     asked = [text if len(at) <= room else text[: at[room - 1][1]] for text, at in zip(questions, whole, strict=True)]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raybm.core.errors import Unsupported
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -21,9 +23,10 @@ def pieces(tokenizer: Any, rows: Sequence[Sequence[str]], max_length: int) -> li
     A word stands in one of them, or in none where the tokenizer makes nothing of it."""
     if not rows:
         return []
-    encoded = tokenizer(
-        [list(words) for words in rows], is_split_into_words=True, truncation=True, max_length=max_length, return_overflowing_tokens=True
-    )
+    fast(tokenizer)
+    blank = " " if _parts_by_blanks(tokenizer) else ""
+    texts = [[f"{blank}{word}" for word in words] for words in rows]
+    encoded = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, return_overflowing_tokens=True)
     made: list[Pieces] = []
     seen: set[tuple[int, int]] = set()
     for place, row in enumerate(encoded["overflow_to_sample_mapping"]):
@@ -35,3 +38,15 @@ def pieces(tokenizer: Any, rows: Sequence[Sequence[str]], max_length: int) -> li
                 seen.add((row, word))
         made.append(Pieces(row, encoded["input_ids"][place], firsts))
     return made
+
+
+def fast(tokenizer: Any) -> None:
+    """Raises Unsupported for a tokenizer that does not say where its pieces stand."""
+    if not tokenizer.is_fast:
+        what = f"{type(tokenizer).__name__} does not say where its pieces stand."
+        raise Unsupported(what, where="model.tokenizer", remedy="Use a model whose tokenizer is a fast one (tokenizer.json).")
+
+
+def _parts_by_blanks(tokenizer: Any) -> bool:
+    """Whether a word has other pieces behind a blank, as in a text, than by itself (RoBERTa, GPT-2)."""
+    return bool(tokenizer.tokenize("a") != tokenizer.tokenize(" a"))

@@ -49,6 +49,9 @@ class Split(Spec):
     """Share of the rows that training is watched by: early stopping and the plateau schedule go by them."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the rows that only the evaluation sees."""
+    by: tuple[str, ...] = ()
+    """Columns that decide: rows that are equal in them land in the same split, such as the questions to one `context`, the captions of one
+    `image`, the answers to one `prompt`. Default: all that a row says but its label."""
 
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
@@ -162,7 +165,7 @@ class JobSpec(Spec):
             ),
         ),
         Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
-        Check(("data.sources", "data.steps", "task"), lambda *values: _columns(*values)),
+        Check(("data.sources", "data.steps", "data.split.by", "task"), lambda *values: _columns(*values)),
         Check(("train.precision", "train.zero", "resources.gpus_per_worker"), lambda *values: _gpus(*values)),
         Check(("train.early_stopping", "task"), lambda *values: _stopping(*values)),
         Check(
@@ -176,6 +179,14 @@ class JobSpec(Spec):
             lambda stage, task: (
                 ("DeepSpeed 0.19 cannot shard the temperature of such a model, a single number.", "Use zero.stage 0, 1 or 2.")
                 if stage == 3 and task.kind == "image_text"
+                else None
+            ),
+        ),
+        Check(
+            ("sweep.scheduler", "train.zero.offload_optimizer"),
+            lambda scheduler, place: (
+                ("trials that pause could not go on: DeepSpeed 0.19 reads no optimiser back from nvme.", "Offload to cpu.")
+                if scheduler and place == "nvme"
                 else None
             ),
         ),
@@ -283,9 +294,9 @@ def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | 
     return (f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(_reported(task))}.") if unknown else None
 
 
-def _columns(sources: tuple[SourceSpec, ...], steps: tuple[StepSpec, ...], task: TaskSpec) -> tuple[str, str] | None:
+def _columns(sources: tuple[SourceSpec, ...], steps: tuple[StepSpec, ...], by: tuple[str, ...], task: TaskSpec) -> tuple[str, str] | None:
     groups = task.columns()
-    known = {name for group in groups for name in group} | {name for step in steps for name in step.needs()}
+    known = {name for group in groups for name in group} | {name for step in steps for name in step.needs()} | set(by)
     for source in sources:
         unread = [name for name in source.columns if name not in known]
         if unread:

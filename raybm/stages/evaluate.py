@@ -22,7 +22,7 @@ from raybm.core.artifact import Artifact
 from raybm.core.context import Context
 from raybm.core.errors import DataError
 from raybm.core.spec import Spec
-from raybm.core.storage import Storage
+from raybm.core.storage import Storage, arrow_errors
 from raybm.data.execution import batches, from_items
 from raybm.engines.offline import ask
 from raybm.engines.transformers.spec import Transformers
@@ -47,6 +47,7 @@ REPORT_ROWS = 250
 LATENCY_ROWS, LATENCY_S = 32, 5.0
 """Rows of which each is asked alone, and for how long at the most."""
 BASELINE_ROWS = 100_000
+BASELINE_BYTES = 2_000_000_000
 """Training rows of the baseline at most."""
 
 logger = logging.getLogger(__name__)
@@ -251,7 +252,8 @@ def _passes(rows: Sequence[Mapping[str, Any]], batch: int) -> Iterator[list[Mapp
 
 
 def _length(row: Mapping[str, Any]) -> int:
-    return len(row.get("input_ids", (0,)))
+    """Of the longest of its sequences."""
+    return max([1, *(len(numbers) for name, numbers in row.items() if name.endswith(("_ids", "labels")))])
 
 
 # ---- from sums and predictions to scores
@@ -281,17 +283,9 @@ def _baseline(
     view: View, prepared: Artifact, tallies: Mapping[str, Tally], labels: Sequence[str], context: Context
 ) -> dict[str, dict[str, Any]]:
     """The task's simple model, trained on the same rows and scored on the same splits; {} where the task has none."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     task = view.task.build()
-    files = [io.BytesIO(prepared.storage.read(key)) for key in prepared.storage.keys("rows/train")]
-    train = pa.concat_tables([pq.read_table(file) for file in files])
-    if len(train) > BASELINE_ROWS:
-        train = train.take(np.sort(np.random.default_rng(view.seed).choice(len(train), BASELINE_ROWS, replace=False)))
     try:
-        predict = task.baseline(train.to_pylist(), labels, view.seed)
+        predict = task.baseline(_some_rows(prepared.storage, view.seed), labels, view.seed)
         if predict is None:
             return {}
         return {
@@ -302,6 +296,31 @@ def _baseline(
     except ValueError as error:  # scikit-learn's: one class only, no words; the model's own scores stand without it
         context.progress(f"evaluate: no baseline: {error}")
         return {}
+
+
+def _some_rows(storage: Storage, seed: int) -> list[dict[str, Any]]:
+    """Of the training split: all, or as many drawn at random as a simple model can take in memory."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    keys = storage.keys("rows/train")
+    sizes = []  # rows, and bytes in memory
+    for key in keys:
+        filesystem, path = storage.arrow(key)
+        with arrow_errors(f"{storage.uri}/{key}"), filesystem.open_input_file(path) as file:
+            about = pq.ParquetFile(file).metadata
+            sizes.append((about.num_rows, sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))))
+    total, size = (sum(each) for each in zip(*sizes, strict=True))
+    most = min(BASELINE_ROWS, max(1, int(total * BASELINE_BYTES / max(1, size))))
+    chosen = np.arange(total) if total <= most else np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for key, (count, _) in zip(keys, sizes, strict=True):
+        here = chosen[(chosen >= start) & (chosen < start + count)] - start
+        if len(here):
+            rows += pq.read_table(io.BytesIO(storage.read(key))).take(here).to_pylist()
+        start += count
+    return rows
 
 
 def _write_predictions(out: Artifact, tallies: Mapping[str, Tally]) -> None:

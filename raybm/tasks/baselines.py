@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from raybm.models.images import ImageProcessor
 SIDE = 28  # pixels
 WORDS = {"token_pattern": r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+", "ngram_range": (1, 2), "sublinear_tf": True}
 """TF-IDF of words and pairs of words. A CJK character counts as a word, since nothing parts the words there."""
+WEIGHTS = 1 << 27  # numbers that a linear model may have, a gigabyte: of many classes, the most frequent words only
+CATEGORIES = 200  # of a column, the most frequent ones
 
 
 def linear_text_classifier(texts: Sequence[str], labels: Sequence[str], seed: int) -> Any:
@@ -21,7 +24,8 @@ def linear_text_classifier(texts: Sequence[str], labels: Sequence[str], seed: in
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
 
-    return make_pipeline(TfidfVectorizer(**WORDS), LinearSVC(random_state=seed)).fit(texts, labels)
+    words = TfidfVectorizer(**WORDS, max_features=WEIGHTS // len(set(labels)))
+    return make_pipeline(words, LinearSVC(random_state=seed)).fit(texts, labels)
 
 
 def linear_text_tagger(
@@ -34,7 +38,8 @@ def linear_text_tagger(
     from sklearn.svm import LinearSVC
 
     wanted = np.array([[int(label in of_text) for label in labels] for of_text in tags])
-    model = make_pipeline(TfidfVectorizer(**WORDS), OneVsRestClassifier(LinearSVC(random_state=seed))).fit(texts, wanted)
+    words = TfidfVectorizer(**WORDS, max_features=WEIGHTS // len(labels))
+    model = make_pipeline(words, OneVsRestClassifier(LinearSVC(random_state=seed))).fit(texts, wanted)
     return lambda texts: [[label for label, yes in zip(labels, row, strict=True) if yes] for row in model.predict(texts)]
 
 
@@ -56,8 +61,13 @@ def linear_table_regression(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    often = {name: {value for value, _ in Counter(str(row[name]) for row in rows).most_common(CATEGORIES)} for name in categorical}
+
+    def category(row: Mapping[str, Any], name: str) -> str:
+        return value if (value := str(row[name])) in often[name] else ""
+
     def features(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        return [{name: float(row[name]) for name in numeric} | {name: str(row[name]) for name in categorical} for row in rows]
+        return [{name: float(row[name]) for name in numeric} | {name: category(row, name) for name in categorical} for row in rows]
 
     model = make_pipeline(DictVectorizer(sparse=False), StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))).fit(features(rows), targets)
     return lambda rows: [float(value) for value in model.predict(features(rows))]

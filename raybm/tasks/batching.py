@@ -32,7 +32,7 @@ def labelled(rows: Sequence[Row], filler: int) -> Batch:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def in_training(model: torch.nn.Module, share: float) -> float:
+def training_only(model: torch.nn.Module, share: float) -> float:
     """What is smoothed, dropped or the like in training only. `model`: perhaps in an engine, whose own flag stays as it was (DeepSpeed)."""
     inside: torch.nn.Module = getattr(model, "module", model)
     return share if inside.training else 0.0

@@ -14,6 +14,8 @@ from raybm.core.signature import Signature
 
 Row = Mapping[str, Any]
 Batch = dict[str, torch.Tensor]
+Column = Callable[[str], Iterator[tuple[Any, Any]]]
+"""Of a column of all rows, part by part: where each row begins, and where the last ends, in the part's numbers; and these (arrays)."""
 Ask = Callable[[Sequence[Row]], list[dict[str, Any]]]
 """The engine that will serve the model, as a function: rows of the signature's inputs → rows of its outputs, in order."""
 
@@ -63,9 +65,8 @@ class Task(Protocol):
         (the scale of a regression's targets). `rows` reads them from the start each time."""
         return {}
 
-    def check(self, model: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> None:
-        """Before the first step, of some encoded rows: raises UserError where the model cannot do what they ask. Collective: may call
-        the model."""
+    def check(self, model: torch.nn.Module, column: Column, device: torch.device) -> None:
+        """Before the first step: raises UserError where the model cannot do what the training rows ask. Collective: may call the model."""
         return
 
     def published(self, model: Any) -> PreTrainedModel:

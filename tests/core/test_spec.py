@@ -136,6 +136,8 @@ NVME = ("resources.gpus_per_worker=1", "train.zero={stage: 3, offload_optimizer:
         (["model.lora={quantize: nf4}", "train.zero.stage=3"], "model.lora.quantize", "cannot shard nf4 weights"),
         (["tracking=[{kind: mlflw}]"], "tracking[0].kind", "mlflow"),
         ([*NVME, "train.ema=0.9", "train.zero.offload_parameters=nvme"], "train.ema", "cannot be averaged"),
+        ([*NVME, "sweep={space: {train.lr: {choice: [1, 2]}}, scheduler: {kind: asha}}"], "sweep.scheduler", "could not go on"),
+        ([*NVME, "task={kind: preference}", "train.zero.secondary_partition=8"], "train.zero.secondary_partition", "for one model"),
         ([*NVME, "train.early_stopping={}"], "train.early_stopping", "could not be read back"),
         ([*NVME, "train.ema=0.9", "train.zero.secondary_partition=8"], "train.ema", "secondary partition"),
         (["train.schedule=plateau", "data.split.validation=0"], "train.schedule", "needs a validation split"),

@@ -37,6 +37,7 @@ def clean(tmp_path: Path, parts: int, order: int) -> tuple[dict[str, str], list[
         Wanted((("text", "label"),)),
         0.1,
         0.2,
+        (),
         7,
         parts,
         4000,

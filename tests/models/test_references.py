@@ -150,6 +150,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             "model.safetensors": b"weights",
             "pytorch_model.bin": b"pickle",
             "onnx/model.onnx": b"o",
+            "modules.json": b"[]",
+            "1_Pooling/config.json": b"{}",
             "run.py": b"code",
         },
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
@@ -197,7 +199,11 @@ from raybm.core.errors import RaybmError
 from raybm.models.references import pinned, resolve
 for ref in sys.argv[1:]:
     try:
-        print(pinned(ref.removeprefix("pin "), None) if ref.startswith("pin ") else sorted(path.name for path in resolve(ref).iterdir()))
+        if ref.startswith("pin "):
+            print(pinned(ref.removeprefix("pin "), None))
+        else:
+            folder = resolve(ref)
+            print(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
     except RaybmError as error:
         print(type(error).__name__, error)
 """
@@ -233,7 +239,8 @@ def test_the_hub(tmp_path):
         server.shutdown()
         server.server_close()
     assert pin == f"hub:org/small@{Hub.SHA}"  # a branch moves; what a run used is a commit
-    assert small == main == "['config.json', 'model.safetensors']"  # no pickle, no code, nothing of the folders inside
+    # No pickle, no code, and of the folders inside only how vectors are pooled.
+    assert small == main == "['1_Pooling/config.json', 'config.json', 'model.safetensors', 'modules.json']"
     assert revision.startswith("NotFound") and "'v9'" in revision
     assert gated.startswith("NotFound") and "gated" in gated and "HF_TOKEN" in gated
     assert unknown.startswith("NotFound") and "no such model" in unknown

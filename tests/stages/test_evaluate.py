@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from raybm.core.errors import DataError
 from raybm.core.events import Events
 from raybm.core.storage import open_storage
 from raybm.spec.job import Resources
-from raybm.stages.evaluate import Evaluator, Tally, View, _passes, _scores, run
+from raybm.stages.evaluate import Evaluator, Tally, View, _passes, _scores, _some_rows, run
 from tests.engines import tiny
 
 LABELS = ("bad", "good", "so-so")
@@ -94,6 +95,25 @@ def test_loss_passes_keep_within_rows_and_tokens() -> None:
     passes = list(_passes(rows, 8))
     assert sorted(len(row["input_ids"]) for part in passes for row in part) == sorted(len(row["input_ids"]) for row in rows)
     assert all(len(part) <= 8 and (len(part) == 1 or len(part) * max(len(r["input_ids"]) for r in part) <= 2048) for part in passes)
+
+
+def test_the_longest_sequence_of_a_row_counts() -> None:
+    rows = [{"input_ids": [0] * 10, "labels": [0] * 500} for _ in range(20)]
+    assert max(map(len, _passes(rows, 64))) == 4
+
+
+def test_a_simple_model_sees_some_of_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(str(tmp_path))
+    for part in range(3):
+        data = io.BytesIO()
+        pq.write_table(pa.table({"text": [f"{part}-{row}" for row in range(10)]}), data)
+        storage.write(f"rows/train/{part}.parquet", data.getvalue())
+    assert len(_some_rows(storage, 1)) == 30
+    monkeypatch.setattr("raybm.stages.evaluate.BASELINE_ROWS", 7)
+    few = [row["text"] for row in _some_rows(storage, 1)]
+    assert len(set(few)) == 7 and few == sorted(few) and few == [row["text"] for row in _some_rows(storage, 1)]
+    monkeypatch.setattr("raybm.stages.evaluate.BASELINE_BYTES", 1)
+    assert len(_some_rows(storage, 1)) == 1
 
 
 @pytest.mark.integration

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from raybm.core.errors import UserError
 from raybm.tasks import CausalLm
@@ -40,6 +44,16 @@ def test_the_loss_of_packed_rows_is_that_of_single_ones(kind: str) -> None:
     assert task.loss(model, together).total.item() == pytest.approx(task.loss(model, one_by_one).total.item(), rel=1e-5)
 
 
+def test_a_document_begins_as_a_text_that_is_to_be_completed() -> None:
+    plain = tiny.chat_tokenizer()
+    copy = Tokenizer.from_str(plain.backend_tokenizer.to_str())
+    begun = PreTrainedTokenizerFast(tokenizer_object=copy, eos_token="<end>", bos_token="<|user|>")
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 1)])
+    task = CausalLm().build()
+    (with_start,), (without,) = (task.encode([{"text": "the fox"}], tokenizer, (), 16) for tokenizer in (begun, plain))
+    assert with_start["input_ids"] == [1, *without["input_ids"]] and with_start["input_ids"][:-1] == begun("the fox")["input_ids"]
+
+
 def test_a_long_document_goes_on_in_the_next_block() -> None:
     task, tokenizer = CausalLm().build(), tiny.chat_tokenizer()
     rows = task.pack(task.encode([{"text": "the fox " * 20}, {"text": "dog"}], tokenizer, (), 16), 16)
@@ -55,10 +69,10 @@ FALCON = {"model_type": "falcon", "hidden_size": 16, "num_hidden_layers": 1, "nu
 def test_a_model_that_does_not_heed_positions_takes_no_packed_rows(config: dict[str, Any], apart: bool) -> None:
     task, tokenizer = CausalLm().build(), tiny.chat_tokenizer()
     model, device = task.model(None, config, (), tokenizer), torch.device("cpu")
-    packed, alone = ([{"input_ids": [1, 2, 3, 4], "position_ids": places}] for places in ([0, 1, 0, 1], [0, 1, 2, 3]))
-    task.check(model, alone, device)
-    if apart:
-        task.check(model, packed, device)
-    else:
-        with pytest.raises(UserError, match="FalconForCausalLM lets packed documents see each other"):
-            task.check(model, packed, device)
+
+    def rows(*positions: list[int]) -> Any:
+        return lambda name: iter([(np.array([0, 4, 8]), np.concatenate(positions))])
+
+    task.check(model, rows([0, 1, 2, 3], [0, 1, 2, 3]), device)
+    with nullcontext() if apart else pytest.raises(UserError, match="FalconForCausalLM lets packed documents see each other"):
+        task.check(model, rows([0, 1, 2, 3], [0, 1, 0, 1]), device)

@@ -39,6 +39,13 @@ def test_places_among_distinct_positives() -> None:
     assert scores == {"rows": 4, "recall_at_1": 0.5, "recall_at_10": 1.0, "mrr": pytest.approx((1 + 1 + 1 / 2 + 1 / 2) / 4)}
 
 
+def test_any_of_an_anchors_positives_is_right() -> None:
+    rows = [{"anchor": anchor, "positive": positive} for anchor, positive in (("q", "a"), ("q", "b"), ("r", "c"))]
+    vectors = {"q": [1.0, 0.0], "r": [0.0, 1.0], "a": [1.0, 0.0], "b": [0.8, 0.6], "c": [0.0, 1.0]}
+    made = [{side: vectors[row[side]] for side in ("anchor", "positive")} for row in rows]
+    assert Embedding().build().score(made, rows, ())["mrr"] == 1.0
+
+
 def test_the_baseline_finds_words_inside_of_names() -> None:
     task = Embedding().build()
     rows = [{"anchor": f"Return the {name} of a graph.", "positive": f"get_{name}(G)"} for name in ("density", "radius", "center")]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raybm.tasks import Seq2Seq
+from raybm.tasks.seq2seq.task import _parted
 from tests.engines import tiny
 
 CONFIG = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
@@ -16,6 +17,14 @@ def test_what_is_too_long_is_cut_and_still_ends_and_what_is_blank_is_bad() -> No
     )
     assert all(len(long[name]) == 16 and long[name][-1] == tokenizer.eos_token_id for name in ("input_ids", "labels"))
     assert "blank" in blank["_bad"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer"),
+    [(["good day"] * 3 + ["你好"], "13a"), (["你好", "天气"], "zh"), (["こんにちは", "天気"], "zh"), (["こんにちは", "またね"], "char")],
+)
+def test_bleu_parts_words_as_the_language_does(texts: list[str], tokenizer: str) -> None:
+    assert _parted(texts) == tokenizer
 
 
 def test_the_loss_is_that_of_the_model_itself() -> None:

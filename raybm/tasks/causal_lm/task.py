@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from raybm.core.errors import UserError
 from raybm.core.signature import Signature
 from raybm.models import own
-from raybm.tasks.batching import IGNORED, in_training, pad, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy, training_only
 from raybm.tasks.causal_lm.spec import CausalLm
 from raybm.tasks.conversations import conversation, exchange
-from raybm.tasks.protocol import Batch, LossSum, Row, Task
+from raybm.tasks.protocol import Batch, Column, LossSum, Row, Task
 
 PROBED = 4  # tokens of each of two documents
 SAME = {torch.float32: 1e-5}  # of the largest logit; kernels sum in other orders
@@ -33,8 +33,11 @@ class CausalLmTask(Task):
     def encode(self, rows: Sequence[Row], processor: Any, labels: Sequence[str], max_length: int) -> list[dict[str, Any]]:
         texts = [row["text"] for row in rows if row.get("text")]
         documents = iter(processor(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+        start = processor("", verbose=False)["input_ids"][:1] if texts else []
+        begin = start if start == [processor.bos_token_id] else []  # as Llama's tokenizer does, also before what is to be completed
+        end = processor.eos_token_id
         return [
-            _document(next(documents), processor.eos_token_id) if row.get("text") else self._conversation(row, processor, max_length)
+            _document([*begin, *next(documents)], end) if row.get("text") else self._conversation(row, processor, max_length)
             for row in rows
         ]
 
@@ -77,13 +80,13 @@ class CausalLmTask(Task):
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         # The labels are moved and not the logits, of which a slice or a transposed view would be copied: on a CPU, 4 times the seconds.
         labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-        return summed_cross_entropy(logits, labels, in_training(model, self.spec.label_smoothing))
+        return summed_cross_entropy(logits, labels, training_only(model, self.spec.label_smoothing))
 
     @torch.no_grad()
-    def check(self, model: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> None:
+    def check(self, model: torch.nn.Module, column: Column, device: torch.device) -> None:
         """Raises UserError where rows are packed and the model does not heed their positions: what it says of a document must not change
         with the tokens of another one before it."""
-        if all(0 not in row["position_ids"][1:] for row in rows):
+        if not any(np.count_nonzero(places == 0) > len(offsets) - 1 for offsets, places in column("position_ids")):
             return
         places = list(range(PROBED))
         ids = torch.tensor([[first] * PROBED + [place % 2 for place in places] for first in (0, 1)], device=device)

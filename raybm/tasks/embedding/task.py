@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,10 @@ class EmbeddingTask(Task):
         ]
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        """Where an anchor's positive stands among all distinct ones of the rows, the nearest first: the share of anchors that have it
-        first, among the first ten, and the mean of one over its place."""
+        """Where the first of an anchor's positives stands among all distinct ones of the rows, the nearest first: the share of anchors
+        that have it first, among the first ten, and the mean of one over its place. Of the anchor's other rows it is right, too."""
         anchors, positives = (_matrix([row[name] for row in predictions]) for name in ("anchor", "positive"))
-        places = _places(anchors, positives, [row["positive"] for row in rows])
+        places = _places(anchors, positives, [row["anchor"] for row in rows], [row["positive"] for row in rows])
         shares = {"recall_at_1": places <= 1, "recall_at_10": places <= 10, "mrr": 1 / places}
         return {"rows": len(rows), **{name: float(values.mean()) for name, values in shares.items()}}
 
@@ -125,17 +126,19 @@ def _matrix(vectors: Sequence[Any]) -> Any:
     return scipy.sparse.vstack(vectors).tocsr() if scipy.sparse.issparse(vectors[0]) else np.array(vectors, np.float32)
 
 
-def _places(anchors: Any, positives: Any, texts: Sequence[str]) -> Places:
-    """The place of each anchor's own positive among the distinct ones, from 1; among equals their middle."""
+def _places(anchors: Any, positives: Any, asked: Sequence[str], texts: Sequence[str]) -> Places:
+    """The place of the nearest of each anchor's positives among the distinct ones, from 1; among equals their middle."""
     first = {text: row for row, text in reversed(list(enumerate(texts)))}
     candidates = list(first.values())
     numbers = {text: number for number, text in enumerate(first)}
-    own = np.array([numbers[text] for text in texts])
+    own: dict[str, list[int]] = defaultdict(list)
+    for anchor, text in zip(asked, texts, strict=True):
+        own[anchor].append(numbers[text])
     places = np.empty(len(texts))
     for start in range(0, len(texts), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         cosines = anchors[part] @ positives[candidates].T
         cosines = cosines.toarray() if scipy.sparse.issparse(cosines) else cosines
-        mine = cosines[np.arange(len(cosines)), own[part]][:, None]
+        mine = np.array([row[own[anchor]].max() for row, anchor in zip(cosines, asked[part], strict=True)])[:, None]
         places[part] = 1 + (cosines > mine).sum(1) + ((cosines == mine).sum(1) - 1) / 2
     return places

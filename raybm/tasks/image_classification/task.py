@@ -15,8 +15,8 @@ from raybm.core.errors import UserError
 from raybm.core.signature import Signature
 from raybm.models import dataurl, own
 from raybm.tasks.baselines import small_pixels
-from raybm.tasks.batching import IGNORED, in_training
-from raybm.tasks.classification import head_config, label_set, scores
+from raybm.tasks.batching import IGNORED, training_only
+from raybm.tasks.classification import head_config, label_set, pretrained, scores
 from raybm.tasks.image_classification.augment import augment, mix
 from raybm.tasks.image_classification.spec import ImageClassification
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
@@ -49,13 +49,10 @@ class ImageClassificationTask(Task):
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         own.register()
-        head = head_config(labels)
-        if folder is not None:  # with a new head where the folder's has other labels
-            return AutoModelForImageClassification.from_pretrained(
-                folder, **config, **head, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-            )
+        if folder is not None:
+            return pretrained(AutoModelForImageClassification, folder, config, labels)
         side = processor.height if processor.height == processor.width else [processor.height, processor.width]
-        settings = {"image_size": side, "num_channels": processor.channels, **config, **head}
+        settings = {"image_size": side, "num_channels": processor.channels, **head_config(labels), **config}
         return AutoModelForImageClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
@@ -79,7 +76,7 @@ class ImageClassificationTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         pixels, labels = batch["pixel_values"], batch["labels"]
         logits = model(pixel_values=pixels.to(next(model.parameters()).dtype)).logits.float()
-        smoothing = in_training(model, self.spec.label_smoothing)
+        smoothing = training_only(model, self.spec.label_smoothing)
 
         def total(truth: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)

@@ -55,20 +55,24 @@ class ImageTextTask(Task):
             vision = {"image_size": images.height, "num_channels": images.channels, **_part(config, "vision_config")}
             settings = {**config, "text_config": text, "vision_config": vision}
             model = AutoModel.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
-        if not hasattr(model, "get_image_features"):
-            what = f"{type(model).__name__} has no vectors of pictures and texts."
+        if not hasattr(model, "get_image_features") or not hasattr(model.config, "projection_dim"):
+            what = f"{type(model).__name__} has no vectors of pictures and texts as CLIP has them."
             raise Unsupported(what, where="model.ref", remedy="Use a CLIP, such as scratch:clip.")
+        if processor.tokenizer.eos_token_id is None:
+            raise Unsupported("the tokenizer has no end of text.", where="model.ref", remedy="Use a CLIP, such as scratch:clip.")
         return model
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
         end = processor.tokenizer.eos_token_id
         ids, mask = pad([row["input_ids"] for row in rows] or [[end]], end)
         files = [np.asarray(row["image"], np.uint8).tobytes() for row in rows]
+        numbers = {file: number for number, file in enumerate(files)}
         pixels = processor.images(files)
         return {
             "input_ids": ids,
             "attention_mask": mask,
             "pixel_values": pixels if rows else pixels.new_zeros((1, *pixels.shape[1:])),
+            "pictures": torch.tensor([numbers[file] for file in files] or [0]),  # equal ones have the same number
             "labels": torch.arange(len(rows)) if rows else torch.tensor([IGNORED]),
         }
 
@@ -76,13 +80,13 @@ class ImageTextTask(Task):
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
-        """Cross-entropy over the batch from either side, at the temperature that the model learns. Other pairs with the same text are
-        no wrong answers. `correct`: pictures whose text is the nearest."""
+        """Cross-entropy over the batch from either side, at the temperature that the model learns. Other pairs with the same text or the
+        same picture are no wrong answers. `correct`: pictures whose text is the nearest."""
         ids, labels = batch["input_ids"], batch["labels"]
         pixels = batch["pixel_values"].to(next(model.parameters()).dtype)
         cosines = model(input_ids=ids, attention_mask=batch["attention_mask"], pixel_values=pixels).logits_per_image.float()
-        same = (ids[:, None] == ids[None]).all(-1).fill_diagonal_(False)
-        cosines = cosines.masked_fill(same, -torch.inf)
+        same = (ids[:, None] == ids[None]).all(-1) | (batch["pictures"][:, None] == batch["pictures"][None])
+        cosines = cosines.masked_fill(same.fill_diagonal_(False), -torch.inf)
         total = sum(F.cross_entropy(side, labels, ignore_index=IGNORED, reduction="sum") for side in (cosines, cosines.T)) / 2
         return LossSum(total, (cosines.detach().argmax(-1) == labels).sum())
 
@@ -91,21 +95,19 @@ class ImageTextTask(Task):
         return [{"image": image, "text": text} for image, text in zip(sides["image"], sides["text"], strict=True)]
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
-        """For each picture, whether its text is among the nearest of all distinct texts of the rows; for each distinct text, whether one
-        of its pictures is among the nearest of all pictures. Chance: one in as many as there are distinct texts."""
-        texts = [row["text"] for row in rows]
-        places: dict[str, int] = {}
-        for place, text in enumerate(texts):
-            places.setdefault(text, place)
-        first = list(places.values())
-        images, vectors = (_units([row[name] for row in predictions]) for name in ("image", "text"))
-        names, distinct = np.array(texts), np.array(texts)[first]
-        found = {"rows": len(rows), "texts": len(first)}
-        return (
-            found
-            | _recall("image_to_text", images, vectors[first], names, distinct)
-            | _recall("text_to_image", vectors[first], images, distinct, names)
-        )
+        """For each picture, whether one of its texts is among the nearest of all texts of the rows; for each text, whether one of its
+        pictures is among the nearest of all pictures; what is there more than once counts once. Chance of the first: one in as many as
+        there are texts, where each picture has one."""
+        numbers, vectors = {}, {}
+        for side in ("image", "text"):
+            first: dict[str, int] = {}
+            for place, row in enumerate(rows):
+                first.setdefault(row[side], place)
+            number = {content: count for count, content in enumerate(first)}
+            numbers[side] = np.array([number[row[side]] for row in rows])
+            vectors[side] = _units([predictions[place][side] for place in first.values()])
+        found = {"rows": len(rows), "texts": len(vectors["text"])}
+        return found | _recall("image", "text", vectors, numbers) | _recall("text", "image", vectors, numbers)
 
     def baseline(self, train: Sequence[Row], labels: Sequence[str], seed: int) -> Callable[[Sequence[Row]], list[dict[str, Any]]] | None:
         """TF-IDF of the texts, reduced to a few dimensions, and a ridge regression from the pixels to it."""
@@ -145,13 +147,15 @@ def _units(vectors: Sequence[Any]) -> Vectors:
     return scaled
 
 
-def _recall(name: str, queries: Vectors, candidates: Vectors, own: Any, theirs: Any) -> dict[str, float]:
-    """Share of the queries of which a candidate of the same name is among the nearest."""
+def _recall(one: str, other: str, vectors: Mapping[str, Vectors], numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Share of the queries of the `one` side of which a candidate that is in a row with it is among the nearest of the `other` side.
+    `numbers`: which of the vectors each row has."""
+    queries, candidates = vectors[one], vectors[other]
+    pairs = np.unique(numbers[one].astype(np.int64) * len(candidates) + numbers[other])
     hits = dict.fromkeys(AT, 0)
     for start in range(0, len(queries), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        nearest = np.argsort(-(queries[part] @ candidates.T), axis=1, kind="stable")[:, : max(AT)]
-        right = theirs[nearest] == own[part][:, None]
+        nearest = np.argsort(-(queries[start : start + AT_ONCE] @ candidates.T), axis=1, kind="stable")[:, : max(AT)]
+        right = np.isin((start + np.arange(len(nearest)))[:, None] * len(candidates) + nearest, pairs)
         for at in AT:
             hits[at] += int(right[:, :at].any(1).sum())
-    return {f"{name}_recall_at_{at}": count / len(queries) for at, count in hits.items()}
+    return {f"{one}_to_{other}_recall_at_{at}": count / len(queries) for at, count in hits.items()}

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from raybm.core.errors import Unsupported
 from raybm.core.signature import Signature
 from raybm.models.tokenizers import config_fields
-from raybm.tasks.batching import IGNORED, in_training, pad, summed_cross_entropy
+from raybm.models.words import fast
+from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy, training_only
 from raybm.tasks.masked_lm.spec import MaskedLm
 from raybm.tasks.protocol import Batch, LossSum, Row, Task
 
@@ -36,6 +37,7 @@ class MaskedLmTask(Task):
             raise Unsupported("the tokenizer has no mask token.", where="model.tokenizer", remedy=remedy)
         if not rows:
             return []
+        fast(processor)
         encoded = processor([row["text"] for row in rows], truncation=True, max_length=max_length, return_overflowing_tokens=True)
         special = set(processor.all_special_ids)
         made: list[dict[str, Any]] = [{"input_ids": [], "ends": []} for _ in rows]
@@ -83,7 +85,7 @@ class MaskedLmTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
         places = batch["places"]
-        smoothed = in_training(model, self.spec.label_smoothing)
+        smoothed = training_only(model, self.spec.label_smoothing)
         return summed_cross_entropy(logits[places], batch["labels"].flatten()[places], smoothed)
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:

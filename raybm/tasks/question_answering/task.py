@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedModel
 
 from raybm.core.signature import Signature
+from raybm.models.tabular import number
 from raybm.models.tokenizers import config_fields
 from raybm.models.windows import Window, windows
 from raybm.tasks.batching import IGNORED, pad
@@ -21,6 +22,7 @@ from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.question_answering.baseline import answerer
 from raybm.tasks.question_answering.spec import QuestionAnswering
 
+ENDS = 2  # of an answer: the model tells each token's logit for either
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\s぀-ヿ㐀-鿿]+")  # a CJK character counts as a word
 
@@ -46,8 +48,10 @@ class QuestionAnsweringTask(Task):
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         if folder is not None:
-            return AutoModelForQuestionAnswering.from_pretrained(folder, **config, dtype=torch.float32, use_safetensors=True)
-        settings = {**config_fields(processor), **config}
+            return AutoModelForQuestionAnswering.from_pretrained(
+                folder, **{"num_labels": ENDS, **config}, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+            )
+        settings = {**config_fields(processor), "num_labels": ENDS, **config}
         return AutoModelForQuestionAnswering.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
@@ -100,7 +104,7 @@ class QuestionAnsweringTask(Task):
 def _place(row: Row) -> tuple[int, int] | None:
     """Where the answer stands in the context, in characters; None where it does not."""
     answer, context = row["answer"].strip(), row["context"]
-    wanted = int(row["answer_start"]) if (row.get("answer_start") or "").isdigit() else 0
+    wanted = number(row.get("answer_start")) or 0  # "12.0", where a table had gaps
     found = [match.start() for match in re.finditer(re.escape(answer), context)] if answer else []
     start = min(found, key=lambda at: abs(at - wanted), default=None)
     return None if start is None else (start, start + len(answer))

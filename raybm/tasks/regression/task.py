@@ -18,6 +18,7 @@ from raybm.models import own
 from raybm.models.tabular import number
 from raybm.tasks.baselines import linear_table_regression, linear_text_regression
 from raybm.tasks.batching import pad
+from raybm.tasks.classification import padding
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.regression.spec import Regression
 
@@ -60,8 +61,10 @@ class RegressionTask(Task):
         settings: dict[str, Any] = {**config, "num_labels": 1, "problem_type": "regression"}
         if folder is not None:
             whole = AutoConfig.from_pretrained(folder)
-            whole.update(settings)
-            return AutoModelForSequenceClassification.from_pretrained(folder, config=whole, dtype=torch.float32, use_safetensors=True)
+            whole.update(padding(whole, processor) | settings)
+            return AutoModelForSequenceClassification.from_pretrained(  # with a new head in a classifier's place
+                folder, config=whole, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+            )
         if self.spec.features is None:
             settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **settings}
         return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)

@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from raybm.core.signature import Signature
 from raybm.models.sequences import sources, targets
 from raybm.tasks.baselines import WORDS
-from raybm.tasks.batching import IGNORED, in_training, labelled, summed_cross_entropy
+from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy, training_only
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.seq2seq.spec import Seq2Seq
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 CJK = re.compile("[぀-ヿ㐀-鿿]")
+KANA = re.compile("[぀-ヿ]")
 
 
 class Seq2SeqTask(Task):
@@ -54,14 +55,15 @@ class Seq2SeqTask(Task):
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         """The model shifts the labels to the right itself, to what its decoder reads."""
         logits = model(**batch, use_cache=False).logits
-        return summed_cross_entropy(logits, batch["labels"], in_training(model, self.spec.label_smoothing))
+        return summed_cross_entropy(logits, batch["labels"], training_only(model, self.spec.label_smoothing))
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"prompt": row["prompt"]} for row in rows])
 
     def score(self, predictions: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Any]:
         """Of the whole split: chrF (Popović 2015) and BLEU (Papineni et al. 2002), 0 to 100, as sacrebleu counts them (Post 2018), with
-        its tokenizer for Chinese where the truth has such characters; the mean F1 of ROUGE-1, -2 and -L (Lin 2004), 0 to 1."""
+        its tokenizer for Chinese, or by characters for Japanese, where half of the truth has such; the mean F1 of ROUGE-1, -2 and -L
+        (Lin 2004), 0 to 1."""
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu import corpus_bleu, corpus_chrf
 
@@ -71,7 +73,7 @@ class Seq2SeqTask(Task):
         return {
             "rows": len(truth),
             "chrf": float(corpus_chrf(said, [truth]).score),
-            "bleu": float(corpus_bleu(said, [truth], tokenize="zh" if any(map(CJK.search, truth)) else "13a").score),
+            "bleu": float(corpus_bleu(said, [truth], tokenize=_parted(truth)).score),
             **{ours: sum(pair[theirs].fmeasure for pair in overlaps) / max(1, len(truth)) for ours, theirs in ROUGE.items()},
         }
 
@@ -91,6 +93,14 @@ class Seq2SeqTask(Task):
 
     def signature(self, labels: Sequence[str], max_length: int) -> Signature:
         return Signature(problem="seq2seq", protocols=("generates",), inputs=("prompt",), outputs=("text",), max_length=max_length)
+
+
+def _parted(texts: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for them."""
+    for characters, tokenizer in ((KANA, "char"), (CJK, "zh")):
+        if 2 * sum(bool(characters.search(text)) for text in texts) > len(texts):
+            return tokenizer
+    return "13a"
 
 
 class _Words:

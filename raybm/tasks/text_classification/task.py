@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from raybm.core.signature import Signature
 from raybm.models import own
 from raybm.tasks.baselines import linear_text_classifier
-from raybm.tasks.batching import IGNORED, in_training, pad, summed_cross_entropy
-from raybm.tasks.classification import head_config, label_set, scores
+from raybm.tasks.batching import IGNORED, pad, summed_cross_entropy, training_only
+from raybm.tasks.classification import head_config, label_set, pretrained, scores
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.text_classification.spec import TextClassification
 
@@ -39,12 +39,9 @@ class TextClassificationTask(Task):
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
         own.register()
-        head = head_config(labels)
         if folder is not None:
-            return AutoModelForSequenceClassification.from_pretrained(
-                folder, **config, **head, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-            )
-        settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **config, **head}
+            return pretrained(AutoModelForSequenceClassification, folder, config, labels, processor)
+        settings = {"vocab_size": len(processor), "pad_token_id": processor.pad_token_id, **head_config(labels), **config}
         return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
@@ -57,7 +54,7 @@ class TextClassificationTask(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return summed_cross_entropy(logits, batch["labels"], in_training(model, self.spec.label_smoothing))
+        return summed_cross_entropy(logits, batch["labels"], training_only(model, self.spec.label_smoothing))
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"text": row["text"]} for row in rows])

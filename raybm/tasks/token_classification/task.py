@@ -16,8 +16,8 @@ from raybm.core.errors import DataError
 from raybm.core.signature import Signature
 from raybm.models.tokenizers import config_fields
 from raybm.models.words import Pieces, pieces
-from raybm.tasks.batching import IGNORED, in_training, labelled, summed_cross_entropy
-from raybm.tasks.classification import head_config
+from raybm.tasks.batching import IGNORED, labelled, summed_cross_entropy, training_only
+from raybm.tasks.classification import head_config, pretrained
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.token_classification.spec import TokenClassification
 
@@ -48,12 +48,9 @@ class TokenClassificationTask(Task):
         return [{"_bad": reason} if reason else next(made) for reason in wrong]
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:
-        head = head_config(labels)
         if folder is not None:
-            return AutoModelForTokenClassification.from_pretrained(
-                folder, **config, **head, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-            )
-        settings = {**config_fields(processor), **config, **head}
+            return pretrained(AutoModelForTokenClassification, folder, config, labels, processor)
+        settings = {**config_fields(processor), **head_config(labels), **config}
         return AutoModelForTokenClassification.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
 
     def collate(self, rows: Sequence[Row], processor: Any, seed: int | None = None) -> Batch:
@@ -65,7 +62,7 @@ class TokenClassificationTask(Task):
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> LossSum:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return summed_cross_entropy(logits, batch["labels"], in_training(model, self.spec.label_smoothing))
+        return summed_cross_entropy(logits, batch["labels"], training_only(model, self.spec.label_smoothing))
 
     def predict(self, rows: Sequence[Row], ask: Ask) -> list[dict[str, Any]]:
         return ask([{"tokens": row["tokens"]} for row in rows])
