@@ -12,6 +12,7 @@ RaybmError                exit 1   something failed that the user could not have
 ├── StorageError          exit 5   the storage refused or could not be reached
 │   ├── Conflict          exit 5   somebody else wrote first (compare-and-swap lost)
 ├── DeadlineExceeded      exit 6   something that was waited for did not come in time
+│   └── Busy              exit 6   others held it all the while
 ├── Overloaded            exit 7   no room for another request; try again later
 ├── EngineDied            exit 1   a served model computes no more; its replica is replaced
 ├── UpstreamFailed        exit 8   an endpoint that is not ours failed, or cannot be reached
@@ -85,6 +86,10 @@ class Conflict(StorageError):
 
 class DeadlineExceeded(RaybmError):
     exit_code = 6
+
+
+class Busy(DeadlineExceeded):
+    pass
 
 
 class Overloaded(RaybmError):

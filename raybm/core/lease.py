@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from raybm.core.errors import Conflict, DeadlineExceeded, NotFound, RaybmError
+from raybm.core.errors import Busy, Conflict, NotFound, RaybmError
 from raybm.core.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ SKEW_S = 600.0  # by which hosts' clocks may differ, where there is no time to w
 
 
 class Lease:
-    """Held within `with`. Waits for another holder up to `timeout_s`, saying so; raises DeadlineExceeded then.
+    """Held within `with`. Waits for another holder up to `timeout_s`, saying so; raises Busy then.
 
     `holder`: a name that nobody else has. `on_lost` is called, in a thread, once somebody else has taken over.
     """
@@ -46,7 +46,7 @@ class Lease:
         deadline, told = time.monotonic() + self.timeout_s, False
         while not self._take():
             if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"another run is still making it after {self.timeout_s:.0f} s.", where=self.storage.uri)
+                raise Busy(f"another run is still making it after {self.timeout_s:.0f} s.", where=self.storage.uri)
             if not told:
                 self.say(f"waiting for another run that makes the same artifact ({self.storage.uri})")
                 told = True

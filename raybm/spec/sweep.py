@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from raybm.core.spec import Check, Spec
-from raybm.search import Dimension, Population, SamplerSpec, SchedulerSpec, SpaceSpec
+from raybm.search import Asha, Dimension, Population, SamplerSpec, SchedulerSpec, SpaceSpec
 from raybm.search.tpe import Tpe
 from raybm.spec.train import CHANGING
 
@@ -93,6 +93,22 @@ class SweepSpec(Spec):
             ),
         ),
         Check(
+            ("repeats", "scheduler"),
+            lambda repeats, scheduler: (
+                (f"{scheduler.kind} would stop the seeds of a point one by one.", "Use asha with `type: promotion`, or drop repeats.")
+                if repeats > 1 and scheduler is not None and not isinstance(scheduler, Population) and not _promotes(scheduler)
+                else None
+            ),
+        ),
+        Check(
+            ("sampler", "scheduler"),
+            lambda sampler, scheduler: (
+                ("cma_es does not learn from points that pause.", "Use tpe or gp, or another scheduler.")
+                if sampler.kind == "cma_es" and _promotes(scheduler)
+                else None
+            ),
+        ),
+        Check(
             ("budget.trials", "scheduler"),
             lambda trials, scheduler: (
                 ("a population goes by its size, and until its members are trained.", "Drop it, and set scheduler.size.")
@@ -111,6 +127,10 @@ class SweepSpec(Spec):
         Check(("warm_start", "sampler"), lambda sources, sampler: _known(sources, sampler)),
         Check(("space",), lambda space: _fields(space) or _conditions(space)),
     )
+
+
+def _promotes(scheduler: SchedulerSpec | None) -> bool:
+    return isinstance(scheduler, Asha) and scheduler.type == "promotion"
 
 
 def _scheduled(scheduler: SchedulerSpec | None, objectives: dict[str, str]) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from raybm import plan
 from raybm.core.artifact import Artifact
 from raybm.core.context import Context
-from raybm.core.errors import Paused, RaybmError, StorageError, UserError
+from raybm.core.errors import Busy, Paused, RaybmError, StorageError, UserError
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.models.spec import ModelSpec
@@ -157,11 +157,16 @@ def _peak_flops(view: View, resources: Any) -> float | None:
 
 def _cause(error: BaseException, storage: Storage) -> RaybmError:
     """What a rank (or Ray Train's controller) raised, as an error of ours."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
     failures = [*(getattr(error, "worker_failures", None) or {}).values(), getattr(error, "controller_failure", None)]
     causes = [getattr(failure, "_base_exc", failure) for failure in failures if failure is not None]
     for cause in causes:
         if isinstance(cause, RaybmError):
             return cause
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            what = "the workers got no place in the cluster in the time that the job waits for it."
+            return Busy(what, where="resources.placement_timeout_s", remedy="Wait for other jobs to end, ask for less, or raise it.")
     try:
         storage.exists("anything")  # Ray's own errors about a storage that has gone come as text inside of others
     except StorageError as gone:

@@ -111,7 +111,7 @@ def _front(search: Search) -> Markup | None:
 
 def _slice(search: Search, ranked: list[Point], path: str) -> Markup | None:
     dimension, values = search.spec.space[path], {point.trials[0].point: point.trials[0].values.get(path) for point in ranked}
-    listed = [json.dumps(value) for value in dimension.values() or ()]
+    listed = [json.dumps(value) for value in dimension.choice or ()]
     dots = [
         Dot(
             float(listed.index(json.dumps(value))) if dimension.choice else float(value),

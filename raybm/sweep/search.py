@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from random import Random
@@ -16,7 +16,9 @@ from raybm import runner
 from raybm.core.context import Context
 from raybm.core.errors import Problem, SpecError, UserError
 from raybm.core.events import FILE
+from raybm.core.lease import Lease
 from raybm.core.runs import SWEEP, Run
+from raybm.core.storage import Storage
 from raybm.models.spec import ModelInput
 from raybm.search import Asha, Member, Population
 from raybm.search.space import changed, probes
@@ -57,7 +59,15 @@ def prepares(path: str) -> bool:
 
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], room: Callable[[], int]) -> JobSpec:
     """Search until the budget is used up, and return the job with the best point's values. `room`: how many trials the cluster
-    holds at a time, asked once there is one. Raises UserError where no point was finished."""
+    holds at a time, asked once there is one. Raises UserError where no point was finished, Busy where another run searches the same."""
+    storage = context.storage.at(place(job, context.storage))
+    with Lease(storage, run.id, runner.LEASE_TIMEOUT_S, context.progress, run.stop):  # else two number their points alike
+        return _search(job, run, context, on_ray, room)
+
+
+def _search(
+    job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], room: Callable[[], int]
+) -> JobSpec:
     from raybm.sweep.page import write
     from raybm.sweep.tuning import tune
 
@@ -82,6 +92,24 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     return winner
 
 
+def place(job: JobSpec, storage: Storage) -> str:
+    """Where the trials of a job's sweep stand. By everything that decides what is tried and what comes of it, the data and raybm's own code
+    among them; not by how much."""
+    assert job.sweep is not None
+    spec = job.sweep.canonical()
+    content = {name: spec[name] for name in ("sampler", "scheduler", "objectives", "warm_start")}
+    content["space"] = list(spec["space"].items())  # a grid goes by their order
+    content["artifacts"] = [step.out.key for step in runner.steps(_base(job), storage)]
+    return f"sweeps/{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]}"
+
+
+def _base(job: JobSpec) -> JobSpec:
+    """What a trial does of the job."""
+    assert job.sweep is not None
+    evaluates = any(name.startswith("evaluate.") for name in job.sweep.objectives)
+    return job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
+
+
 def _time(trial: Trial) -> int:
     """Validations that it has had."""
     return int(trial.metrics.get(TIME, 0))
@@ -103,14 +131,17 @@ class Search:
     def __init__(self, job: JobSpec, context: Context, run: str) -> None:
         assert job.sweep is not None
         self.job, self.spec, self.context, self.run = job, job.sweep, context, run
-        evaluates = any(name.startswith("evaluate.") for name in self.spec.objectives)
-        self.base = job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
+        self.base = _base(job)
         scheduler = self.spec.scheduler
         self.population = scheduler if isinstance(scheduler, Population) else None
         self.rungs = scheduler if isinstance(scheduler, Asha) and scheduler.type == "promotion" else None
-        key = self._key()
-        # A population begins with other values than other searches, whose trainings would be past its first exchange.
-        sampler = self.spec.sampler.build(job.seed if self.population is None else Random(f"{job.seed} {key}").getrandbits(32))
+        where = place(job, context.storage)
+        self.storage = context.storage.at(where)
+        known = stored(self.storage)
+        # A population begins with other values than other searches, whose trainings would be past its first exchange; and a search that
+        # is begun again does not draw anew what it drew before.
+        salt = [where.rpartition("/")[2]] * (self.population is not None) + [str(len(known))] * bool(known)
+        sampler = self.spec.sampler.build(Random(" ".join([str(job.seed), *salt])).getrandbits(32) if salt else job.seed)
         self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
         self.wanted = self.spec.budget.trials or (None if sampler is None or self.population else POINTS)
         self.points = Points(self.spec.objectives)
@@ -118,14 +149,12 @@ class Search:
         self.exhausted = False
         self.before: set[str] = set()
         """Names of the trials that were over when this run began."""
-        place = f"sweeps/{key}"
-        self.storage = context.storage.at(place)
         self.begins_with: list[dict[str, Any]] = []
         """Points to try before the sampler is asked."""
         for source in self.spec.warm_start:
             self._know(source)
-        context.storage.write(f"runs/{run}/{SWEEP}", json.dumps({"storage": place}).encode())
-        self._recall()
+        context.storage.write(f"runs/{run}/{SWEEP}", json.dumps({"storage": where}).encode())
+        self._recall(known)
 
     @property
     def pauses(self) -> bool:
@@ -272,10 +301,11 @@ class Search:
         """Note what became of a trial, and of its point with the last of its seeds."""
         known = {name: trial.metrics.get(name) for name in self.spec.objectives}
         lacks = {name: value for name, value in known.items() if not _counts(value)}
-        if trial.end == "finished" and lacks:
+        if lacks and (trial.end == "finished" or (trial.end == "stopped" and self.population is not None)):
             wrong = ", ".join(f"no {name} was reported" if value is None else f"{name} is {value}" for name, value in lacks.items())
             trial = trial.model_copy(update={"end": "failed", "error": f"{wrong}."})
-        if self.rungs is not None and _time(trial) > max((at[TIME] for at in trial.curve), default=0):  # trained so far elsewhere
+        pauses = self.rungs is not None  # perhaps where another had trained so far; and Tune tells no result that it stops a trial by
+        if (pauses or trial.end == "stopped") and _time(trial) > max((at[TIME] for at in trial.curve), default=0):
             trial = trial.model_copy(update={"curve": (*trial.curve, trial.metrics)})
             self._report(point, trial.metrics)
         point.trials[trial.repeat] = trial
@@ -307,14 +337,6 @@ class Search:
         found = JobSpec.parse(changed(self.job.model_copy(update={"sweep": None}).canonical(), best.changes))
         return runner.settled(found, self.context.storage)
 
-    def _key(self) -> str:
-        """Of everything that decides what is tried and what comes of it, the data and raybm's own code among them; not of how much."""
-        spec = self.spec.canonical()
-        content = {name: spec[name] for name in ("sampler", "scheduler", "objectives", "warm_start")}
-        content["space"] = list(spec["space"].items())  # a grid goes by their order
-        content["artifacts"] = [step.out.key for step in runner.steps(self.base, self.context.storage)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-
     def _know(self, source: str) -> None:
         """Raises NotFound where there is no such run or version, and UserError where it knows nothing of this search."""
         found = inside = 0
@@ -334,9 +356,8 @@ class Search:
             raise UserError(lacks, where=f"sweep.warm_start: {source}", remedy=remedy)
         self.context.progress(f"sweep: {inside} points are known by {source}" + (f", {found - inside} lie elsewhere" * (inside < found)))
 
-    def _recall(self) -> None:
+    def _recall(self, known: Mapping[int, list[Trial]]) -> None:
         """What an earlier run of the same sweep left: what is over is told to the study, the rest is begun with."""
-        known = stored(self.storage)
         for number in sorted(known)[: self.wanted]:
             trials = {trial.repeat: trial for trial in known[number]}
             first = known[number][0]

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raybm.core.lease import KEY as LEASE
 from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.search.study import End
@@ -59,6 +60,8 @@ def stored(storage: Storage) -> dict[int, list[Trial]]:
     """By point, those of a point by their seeds."""
     found: dict[int, list[Trial]] = {}
     for key in sorted(storage.keys("")):
+        if key == LEASE:
+            continue
         trial = Trial.parse(json.loads(storage.read(key)), key)
         found.setdefault(trial.point, []).append(trial)
     return found

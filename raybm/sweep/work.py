@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune as raytune
 
@@ -17,7 +17,7 @@ from raybm import runner
 from raybm.core.artifact import Artifact, Record
 from raybm.core.cache import cache_folder
 from raybm.core.context import Context
-from raybm.core.errors import Paused, RaybmError, UserError
+from raybm.core.errors import Busy, Paused, RaybmError, UserError
 from raybm.core.events import Events
 from raybm.core.runs import HEARTBEAT_S, Walker
 from raybm.core.storage import Storage, open_storage
@@ -26,6 +26,7 @@ from raybm.spec.sweep import TIME
 from raybm.sweep.search import STEPS
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 FINISHED = "finished"
 ERROR = "error"
 PAUSED = "paused"
@@ -68,7 +69,7 @@ def run_trial(config: dict[str, Any]) -> None:
             raytune.report(dict(told))
 
     try:
-        records = _walk(config, listen)
+        records = _once_there_is_room(lambda: _walk(config, listen))
     except Paused as paused:
         if config["never_past"] and told[TIME] > config["until"]:
             raytune.report({**told, ERROR: _past(paused.step)})
@@ -86,6 +87,15 @@ def run_trial(config: dict[str, Any]) -> None:
         raytune.report({**told, ERROR: _past(trained["steps"])})
         return
     raytune.report({**told, **dict(_flat(records)), FINISHED: 1})
+
+
+def _once_there_is_room(work: Callable[[], T]) -> T:
+    """A trial waits for its place, and for another that trains the same, as long as the sweep goes on: neither is a failure of its own."""
+    while True:
+        try:
+            return work()
+        except Busy as busy:
+            log.warning("%s", busy)
 
 
 def _past(step: int) -> str:

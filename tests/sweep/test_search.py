@@ -3,18 +3,22 @@ from __future__ import annotations
 import csv
 import io
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from raybm import runner
 from raybm.core.context import Context
-from raybm.core.errors import SpecError, UserError
+from raybm.core.errors import Busy, SpecError, UserError
 from raybm.core.events import Events, read_events
+from raybm.core.lease import Lease
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
 from raybm.sweep.page import write
-from raybm.sweep.search import Search, check
+from raybm.sweep.search import Search, check, run
 from raybm.sweep.trial import Trial
 
 
@@ -71,6 +75,11 @@ GRID = {"space": {"train.lr": [0.1, 0.2], "train.global_batch": [8, 16]}, "sampl
         (
             {"space": {"train.lr": [1.0]}, "sampler": {"kind": "cma_es"}, "objectives": {"validation.loss": "min", "train.seconds": "min"}},
             "cma_es goes by one objective",
+        ),
+        ({"space": {"train.lr": [1]}, "scheduler": {"kind": "hyperband"}, "repeats": 2}, "would stop the seeds of a point one by one"),
+        (
+            {"space": {"train.lr": [1.0]}, "sampler": {"kind": "cma_es"}, "scheduler": {"kind": "asha", "type": "promotion"}},
+            "cma_es does not learn from points that pause",
         ),
         ({"space": {"train.lr": [1]}, "objectives": {"evaluate.accuracy": "max"}}, "no stage reports evaluate.accuracy"),
         ({"space": {"train.lr": [1]}, "objectives": {"validation.los": "min"}}, "Did you mean 'validation.loss'?"),
@@ -198,6 +207,35 @@ def test_begun_again(tmp_path: Path) -> None:
     assert second.next() is None and second.winner().train.lr == pytest.approx(done[1].values["train.lr"])
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_what_is_begun_again_draws_nothing_twice(tmp_path: Path, sampler: str) -> None:
+    sweep = {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "sampler": {"kind": sampler}}
+    first = search(tmp_path, sweep | {"budget": {"trials": 4}})
+    drawn = [end(first, loss=1.0 + number).values["train.lr"] for number in range(4)]
+    second = search(tmp_path, sweep | {"budget": {"trials": 8}}, "again")
+    drawn += [end(second, loss=2.0).values["train.lr"] for _ in range(4)]
+    assert second.next() is None and len(set(drawn)) == 8
+
+
+def test_one_run_at_a_time_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search(tmp_path, GRID)
+    monkeypatch.setattr(runner, "LEASE_TIMEOUT_S", 0.1)
+    said: list[str] = []
+    with Lease(found.storage, "another", 1.0, said.append, said.append), pytest.raises(Busy, match="another run"):
+        run(found.job, SimpleNamespace(id="run", stop=said.append), found.context, nullcontext, lambda: 1)  # type: ignore[arg-type]
+    assert search(tmp_path, GRID, "again").next() is not None, "the lease is no trial"
+
+
+def test_the_score_that_stops_a_trial_is_on_its_curve(tmp_path: Path) -> None:
+    found = search(tmp_path, {"space": {"train.lr": {"loguniform": [1e-4, 1e-1]}}, "scheduler": {"kind": "asha"}})
+    following = found.next()
+    assert following is not None
+    point, trial = following
+    known = {"validations": 1.0, "validation.loss": 3.0}
+    found.ended(point, trial.model_copy(update={"end": "stopped", "metrics": known}))
+    assert point.trials[0].curve == (known,) and found.study.study.trials[0].intermediate_values == {1: 3.0}
+
+
 def test_the_mean_of_the_seeds_counts(tmp_path: Path) -> None:
     found = search(tmp_path, GRID | {"repeats": 2, "budget": {"trials": 2}})
     seeds = []
@@ -249,6 +287,12 @@ def test_a_population(tmp_path: Path) -> None:
     assert [row["parent"] for row in table] == ["", "", "", "2", "2", "3", "4", "5", "4"]
     page = write(again, tmp_path).read_text(encoding="utf-8")
     assert "The members" in page
+
+
+def test_a_member_whose_loss_is_no_number_fails(tmp_path: Path) -> None:
+    found = search(tmp_path, POPULATION)
+    generation(found, 10, math.nan, 1.0, 2.0)
+    assert [point.end for point in found.points[:3]] == ["failed", "stopped", "stopped"]
 
 
 def test_a_population_that_died_out(tmp_path: Path) -> None:
@@ -303,6 +347,12 @@ def test_the_page(tmp_path: Path) -> None:
     ):
         assert shown in text
     assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_the_page_of_a_wide_range(tmp_path: Path) -> None:
+    found = search(tmp_path, {"space": {"train.max_steps": {"randint": [1, 10**9]}}, "budget": {"trials": 2}})
+    end(found, loss=1.0), end(found, loss=2.0)
+    assert "train.max_steps" in write(found, tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_page_of_nothing(tmp_path: Path) -> None:

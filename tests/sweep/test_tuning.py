@@ -13,18 +13,24 @@ from unittest.mock import patch
 
 import pytest
 import ray
+from ray import tune as raytune
 from ray.util import placement_group_table
 from typer.testing import CliRunner
 
 from raybm.cli import app
 from raybm.cli.driver import drive
-from raybm.core.errors import StorageError
-from raybm.core.events import by_step, read_events
+from raybm.core.context import Context
+from raybm.core.errors import Busy, StorageError
+from raybm.core.events import Events, by_step, read_events
 from raybm.core.runs import states
 from raybm.core.spec import load
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
+from raybm.spec.sweep import TIME
 from raybm.sweep import tuning
+from raybm.sweep.search import Search
+from raybm.sweep.trial import stored
+from raybm.sweep.work import _once_there_is_room
 from tests.e2e import job
 
 pytestmark = pytest.mark.integration
@@ -207,3 +213,33 @@ def test_members_that_have_become_alike(ray_session: str, tmp_path: Path) -> Non
     assert [row["end"] for row in table] == ["stopped"] * 2 + ["finished"] * 2
     assert table[0]["validation.loss"] == table[1]["validation.loss"] and table[2]["validation.loss"] == table[3]["validation.loss"]
     assert len(list((tmp_path / "store" / "artifacts" / "train").iterdir())) == 1
+
+
+def test_what_the_end_of_the_time_ends_is_kept_and_goes_on(ray_session: str, tmp_path: Path) -> None:
+    """Tune says nothing of trials that it ends with everything."""
+
+    def endless(config: dict[str, Any]) -> None:
+        for validation in range(1, 1000):
+            raytune.report({TIME: validation, "validation.loss": 1.0 / validation})
+            time.sleep(0.2)
+
+    given = spec(tmp_path, {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}, "budget": {"hours": 6 / 3600}}, **RAW)
+    context = Context(given.canonical(), "tiny", open_storage(given.storage), given.resources, tmp_path, Events(tmp_path), print)
+    found = Search(given, context, "run")
+    tuning.tune(found, 1, endless)
+    (kept,) = stored(found.storage)[1]
+    assert kept.end is None and len(kept.curve) > 1 and kept.metrics == kept.curve[-1]
+    following = Search(given, context, "again").next()
+    assert following is not None and following[1] == kept
+
+
+def test_a_trial_waits_for_its_place_as_long_as_it_takes() -> None:
+    tried: list[int] = []
+
+    def work() -> str:
+        tried.append(1)
+        if len(tried) < 3:
+            raise Busy("no place.")
+        return "done"
+
+    assert _once_there_is_room(work) == "done" and len(tried) == 3
