@@ -6,6 +6,7 @@ RaybmError                exit 1   something failed that the user could not have
 │   ├── SpecError         exit 2   one or more mistakes in a spec, all of them listed
 │   ├── DataError         exit 2   rows or files that cannot be used
 │   ├── NotFound          exit 2   a model, run, version, alias or file that does not exist
+│   ├── TooLong           exit 2   more tokens than the model takes
 │   └── Unsupported       exit 2   a model or engine is asked for what it cannot do
 ├── GateRefused           exit 3   the evaluation fell short of publish.gate
 ├── PlacementError        exit 4   the cluster can never place the job
@@ -61,6 +62,10 @@ class DataError(UserError):
 
 
 class NotFound(UserError):
+    pass
+
+
+class TooLong(UserError):
     pass
 
 

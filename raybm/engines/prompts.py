@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from raybm.core.errors import Unsupported, UserError
+from raybm.core.errors import TooLong, Unsupported, UserError
 from raybm.engines import toolcalls
 from raybm.engines.protocol import GenerateRequest
 
@@ -17,14 +17,14 @@ CHARACTERS_A_TOKEN = 32  # of a whole prompt, at the most: text has some 4, and 
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, context: int) -> list[int]:
-    """Raises UserError, Unsupported."""
+    """Raises UserError, TooLong, Unsupported."""
     if (request.messages is None) == (request.prompt is None):
         raise UserError("either messages or a prompt is needed.", remedy="Give one of the two.")
     characters = sum(len(str(m.get("content", ""))) for m in request.messages or ()) + len(request.prompt or "")
     if request.tools or any("tool_calls" in message for message in request.messages or ()):
         characters += len(json.dumps([request.tools, [m.get("tool_calls") for m in request.messages or ()]]))
     if characters > CHARACTERS_A_TOKEN * context:
-        raise UserError(
+        raise TooLong(
             f"the prompt has {characters} characters; the context holds {context} tokens.",
             where="prompt" if request.messages is None else "messages",
             remedy="Shorten it.",
@@ -41,13 +41,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, con
 
 
 def answer_limit(prompt: int, request: GenerateRequest, context: int) -> int:
-    """Tokens that an answer may have, after a prompt of so many. Raises UserError."""
+    """Tokens that an answer may have, after a prompt of so many. Raises UserError, TooLong."""
     if request.max_tokens is not None and request.max_tokens < 1:
         raise UserError(f"{request.max_tokens} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
     room = context - prompt
     wanted = min(request.max_tokens or room, room) if request.clip and room > 0 else request.max_tokens
     if (wanted or 1) > room:
-        raise UserError(
+        raise TooLong(
             f"the prompt has {prompt} tokens and {wanted or 1} more are asked for; the context holds {context}.",
             where="max_tokens",
             remedy="Shorten the prompt or ask for fewer.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from raybm.core.signature import Signature
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 @dataclass(frozen=True)

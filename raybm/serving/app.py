@@ -38,6 +38,7 @@ from raybm.serving.watch import Origin
 from raybm.spec.serve import BATCHES_CPUS, BATCHES_NAME, GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
 
 STATUS_TIMEOUT_S = 2.0
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # Ray hides none from those who ask for none
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -92,8 +93,8 @@ def _placement(model: ServedModel) -> dict[str, Any]:
     """Where a replica's process is, and where those of its engine are."""
     accelerator = {"accelerator_type": model.accelerator_type} if model.accelerator_type else {}
     if model.engine.workers() == 1:
-        memory = {} if model.gpus else {"runtime_env": {"env_vars": ops.KEEPS_MEMORY}}
-        return {"ray_actor_options": {"num_cpus": model.cpus, "num_gpus": model.gpus, **accelerator, **memory}}
+        own = {} if model.gpus else {"runtime_env": {"env_vars": ops.KEEPS_MEMORY | NO_GPUS}}
+        return {"ray_actor_options": {"num_cpus": model.cpus, "num_gpus": model.gpus, **accelerator, **own}}
     kind = {f"accelerator_type:{model.accelerator_type}": 0.001} if model.accelerator_type else {}
     return {
         "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": 0},

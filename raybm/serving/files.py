@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import iterate_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
-from raybm.core.errors import DeadlineExceeded, UserError
+from raybm.core.errors import Overloaded, UserError
 from raybm.serving.gateway import Gateway
-from raybm.serving.limits import BYTES_PER_S, BodyTooLarge
+from raybm.serving.limits import BYTES_PER_S, BodyTooLarge, BodyTooSlow
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import FileObject, Files
 from raybm.serving.paging import ERRORS, Listed, Page, body, query
@@ -72,6 +75,7 @@ FORM = {
 
 def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
     router = APIRouter(responses=ERRORS)
+    going = Transfers()
 
     @router.post("/v1/files", response_model=FileObject, openapi_extra=body("multipart/form-data", FORM))
     async def upload(request: Request) -> Response:
@@ -79,7 +83,7 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
         gateway.admit(request)
         bound = bounded(request, gateway.spec.max_file_bytes + FORM_BYTES, gateway.spec.request_timeout_s)
         try:
-            async with bound.form(max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES) as form:
+            async with going.one(), bound.form(max_files=1, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES) as form:
                 file = form.get("file")
                 if not isinstance(file, UploadFile):
                     raise InvalidRequest("file: a form (multipart/form-data) with a file of this name is needed.", param="file")
@@ -115,10 +119,12 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
     async def content(request: Request, id: str) -> Response:
         """The file itself."""
         gateway.admit(request)
+        going.check()
         file = await asyncio.to_thread(files.get, request.state.tenant, id)
         headers = {"Content-Length": str(file.bytes), "X-Content-Type-Options": "nosniff"}
         deadline = asyncio.get_running_loop().time() + gateway.spec.request_timeout_s + file.bytes / BYTES_PER_S
-        return Bounded(files.content(request.state.tenant, file), deadline, media_type="application/octet-stream", headers=headers)
+        chunks = going.counted(files.content(request.state.tenant, file))
+        return Bounded(chunks, deadline, media_type="application/octet-stream", headers=headers)
 
     @router.delete("/v1/files/{id}", response_model=Deleted)
     async def delete(request: Request, id: str) -> Response:
@@ -138,6 +144,35 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
     return router
 
 
+class Transfers:
+    """Files that come and go; each may take its time, and holds a place of the gateway's that models' requests need, too."""
+
+    MAX = 32
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def check(self) -> None:
+        """Raises Overloaded."""
+        if self.count >= self.MAX:
+            raise Overloaded(f"{self.MAX} files are on their way already.", remedy="Try again later.")
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Raises Overloaded."""
+        self.check()
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+    async def counted(self, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+        async with self.one():
+            async for chunk in iterate_in_threadpool(chunks):
+                yield chunk
+
+
 def bounded(request: Request, max_bytes: int, timeout_s: float) -> Request:
     """The request, with a body that ends with an error where it is too long. A large file may take its time, at BYTES_PER_S; a client that
     is stuck may not."""
@@ -150,7 +185,7 @@ def bounded(request: Request, max_bytes: int, timeout_s: float) -> Request:
             async with asyncio.timeout_at(min(clock(), began + seen / BYTES_PER_S) + timeout_s):
                 message: Message = await request.receive()
         except TimeoutError:
-            raise DeadlineExceeded(
+            raise BodyTooSlow(
                 f"nothing of the file came for {timeout_s:g} s, or less than {BYTES_PER_S / 1000:g} kB/s.", remedy="Send it faster."
             ) from None
         seen += len(message.get("body", b""))

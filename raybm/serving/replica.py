@@ -111,13 +111,15 @@ class Replica:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self._needs("embeds")
-        rows = await _all(self._embed(text) for text in texts)
+        with self.watch.rows(len(texts)):
+            rows = await _all(self._embed(text) for text in texts)
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows of the signature's inputs → rows of its outputs."""
         self._needs("predicts")
-        return list(await _all(self._predict(row) for row in rows))
+        with self.watch.rows(len(rows)):
+            return list(await _all(self._predict(row) for row in rows))
 
     async def tokenize(self, asked: tuple[GenerateRequest, bool]) -> Tokens:
         """`asked`: the prompt or messages, and whether with what the tokenizer puts around a prompt."""
@@ -133,13 +135,13 @@ class Replica:
 
     @serve.batch
     async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int] | Exception]:
-        self.watch.batch(len(texts))
-        return await asyncio.to_thread(_each, self._vectors, texts)
+        with self.watch.computing(len(texts)):
+            return await asyncio.to_thread(_each, self._vectors, texts)
 
     @serve.batch
     async def _predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any] | Exception]:
-        self.watch.batch(len(rows))
-        return await asyncio.to_thread(_each, self.engine.predict, rows)
+        with self.watch.computing(len(rows)):
+            return await asyncio.to_thread(_each, self.engine.predict, rows)
 
     def _vectors(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
         result: Embeddings = self.engine.embed(texts)
@@ -153,6 +155,10 @@ def _each(compute: Callable[[list[T]], list[R]], inputs: list[T]) -> list[R | Ex
     except Exception as error:  # an edge between requests
         if isinstance(error, EngineDied):
             raise
+        from torch import AcceleratorError
+
+        if isinstance(error, AcceleratorError):  # sticky: whatever this process asks of its GPU from now on fails
+            raise EngineDied(f"the GPU failed: {error}", remedy="See the replica's log; it is started again.") from error
         return [error] if len(inputs) == 1 else [one for each in inputs for one in _each(compute, [each])]
 
 

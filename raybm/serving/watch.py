@@ -40,6 +40,8 @@ class Watch:
     def __init__(self, model: str, version: str, tracer: Tracer, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracer, self._clock, self._model, self.exported = tracer, clock, model, Exported()
         self._generations: set[_Generation] = set()
+        self._rows = 0  # asked for, and not answered yet
+        self._computed = 0  # of them, now
         self._first: deque[tuple[float, float]] = deque()  # when, and how long after it was asked for
         tags = {"model": model, "version": version}
         self._queue = metrics.Histogram(
@@ -75,6 +77,25 @@ class Watch:
         """So many rows, or generations, are computed together."""
         self.exported.observe(self._batch, size, {})
 
+    @contextmanager
+    def rows(self, count: int) -> Iterator[None]:
+        """So many have been asked for; they are answered at the end."""
+        self._rows += count
+        try:
+            yield
+        finally:
+            self._rows -= count
+
+    @contextmanager
+    def computing(self, count: int) -> Iterator[None]:
+        """So many of the rows are computed together."""
+        self.batch(count)
+        self._computed += count
+        try:
+            yield
+        finally:
+            self._computed -= count
+
     async def tokens(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The deltas; closes them however this ends."""
         generation = _Generation(_asked.get(self._clock()))
@@ -101,14 +122,14 @@ class Watch:
             self._first.popleft()
 
     def stats(self) -> dict[str, float]:
-        """For the autoscaling policies: generations `waiting` for their first token, `tokens` in flight, and `ttft_s`, the mean of the
-        last half minute or the age of the oldest that waits, where that is more."""
+        """For the autoscaling policies: generations `waiting` for their first token, or rows for their batch; `tokens` in flight; and
+        `ttft_s`, the mean of the last half minute or the age of the oldest that waits, where that is more."""
         now = self._clock()
         self._forget(now)
         waits = [now - one.asked for one in self._generations if not one.tokens]
         mean = sum(seconds for _, seconds in self._first) / len(self._first) if self._first else 0.0
         return {
-            "waiting": float(len(waits)),
+            "waiting": float(len(waits) + max(0, self._rows - self._computed)),
             "tokens": float(sum(one.tokens for one in self._generations)),
             "ttft_s": max([mean, *waits]),
         }

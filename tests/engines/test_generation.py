@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tokenizers import processors
 
 from raybm.core.errors import Overloaded, RaybmError, Unsupported, UserError
 from raybm.engines.protocol import Delta, GenerateRequest
+from raybm.engines.transformers.batch import Batch
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.generation import Generator
 from raybm.engines.transformers.spec import Transformers
@@ -74,6 +76,34 @@ def test_answers_do_not_depend_on_who_shares_the_batch(engine: Generator) -> Non
         assert answer[-1].prompt_tokens == len(before)
         assert answer[-1].finish_reason == ("stop" if ids[-1] in engine.ends else "length")
         assert all(delta.finish_reason is None for delta in answer[:-1])
+
+
+def scarce(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Memory suffices for so many rows × columns."""
+    forward = Batch._forward
+
+    def limited(self: Batch, rows: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if mask.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, rows, cache, ids, mask, positions)
+
+    monkeypatch.setattr(Batch, "_forward", limited)
+
+
+def test_where_memory_does_not_suffice_fewer_are_computed_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(Transformers(max_batch=4), folder)
+    assert isinstance(engine, Generator)
+    engine.ends = frozenset()
+    requests = [ask(prompt, 30) for prompt in ("the dog", "fox", "over the lazy dog", "quick")]
+    expected = [text(answer) for answer in run(engine, *requests)]
+    scarce(monkeypatch, 60)
+    assert [text(answer) for answer in run(engine, *requests)] == expected
+    assert engine.cache_tokens < 60
+    with pytest.raises(UserError, match="need more memory than this replica has"):
+        run(engine, ask("the " * 30, 40))
+    engine.check()
+    assert [text(answer) for answer in run(engine, *requests)] == expected, "it lives, and so do the others"
+    engine.close()
 
 
 def test_a_full_cache_sends_rows_back_and_changes_no_answer(folder: Path) -> None:

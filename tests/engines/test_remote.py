@@ -324,10 +324,24 @@ def test_what_the_endpoint_is_told_of_seeds_and_schemas() -> None:
     assert "seed" not in drawn, "the gateway's own is of no use there, and may be too large"
     _, given = wire.asked(spec, GenerateRequest(messages=messages, seed=5, schema={"type": "object"}, strict=("",)))
     assert given["seed"] == 5 and given["response_format"]["json_schema"]["strict"] is True
+    _, free = wire.asked(spec, GenerateRequest(messages=messages, schema={"type": "object"}))
+    assert free["response_format"] == {"type": "json_object"}
     _, calls = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool, other], strict=("f",)))
     assert calls["tools"] == [tool | {"function": {"name": "f", "parameters": {}, "strict": True}}, other]
     _, loose = wire.asked(spec, GenerateRequest(messages=messages, tools=[tool]))
     assert loose["tools"] == [tool]
+
+
+def test_a_refusal_is_told() -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I will not."}
+    answer = wire.whole({"choices": [{"message": message, "finish_reason": "content_filter"}]})
+    assert (answer.text, answer.finish_reason) == ("I will not.", "content_filter")
+    stream = wire.Stream()
+    said = stream.push({"choices": [{"delta": {"refusal": "I will"}}]})
+    assert said is not None and said.text == "I will"
+    stream.push({"choices": [{"delta": {}, "finish_reason": "content_filter"}]})
+    end = stream.end()
+    assert end is not None and end.finish_reason == "content_filter"
 
 
 def test_counts_that_an_endpoint_leaves_out() -> None:

@@ -153,7 +153,8 @@ def test_adapters_are_read_when_they_are_asked_for(smol: Any, odd: tuple[Path, P
 @with_vllm
 def test_an_answer_is_gone_on_with(smol: Any) -> None:
     async def deltas(**more: Any) -> list[Any]:
-        request = GenerateRequest(messages=[{"role": "user", "content": "Count from one to ten."}], temperature=0, max_tokens=12, **more)
+        asked = {"messages": [{"role": "user", "content": "Count from one to ten."}], "temperature": 0.0, "max_tokens": 12}
+        request = GenerateRequest(**asked | more)
         return [delta async for delta in smol.generate(request)]
 
     whole = asyncio.run(deltas())
@@ -164,3 +165,5 @@ def test_an_answer_is_gone_on_with(smol: Any) -> None:
     (end,) = asyncio.run(deltas(written=tuple(ids)))
     assert (end.text, end.tokens, end.finish_reason) == ("", 0, whole[-1].finish_reason)
     assert not any(delta.ids for delta in asyncio.run(deltas(stop=("x",))))
+    sampled = asyncio.run(deltas(temperature=1.0, seed=5, drawn=True))
+    assert sum(len(delta.ids) for delta in sampled) == sum(delta.tokens for delta in sampled)

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from raybm.core.storage import LocalStorage, Storage
+from raybm.serving.files import Transfers
 from tests.serving.house import CHAT, OTHER, House, ended, line, started, until
 
 
@@ -104,7 +105,31 @@ def test_a_client_that_sends_too_slowly_is_sent_away(tmp_path: Path, pause_s: fl
         async with House(LocalStorage(tmp_path), request_timeout_s=0.05).http() as http:
             headers = {"Content-Type": "multipart/form-data; boundary=b"}
             response = await http.post("/v1/files", content=sent(), headers=headers)
-            assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+            assert response.status_code == 408 and response.json()["error"]["code"] == "body_too_slow"
+
+    asyncio.run(go())
+
+
+def test_files_leave_places_for_other_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transfers, "MAX", 1)
+    going = asyncio.Event()
+
+    async def slowly() -> Any:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        await going.wait()
+        yield b'{}\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+
+    async def go() -> None:
+        async with House(LocalStorage(tmp_path)).http() as http:
+            headers = {"Content-Type": "multipart/form-data; boundary=b"}
+            first = asyncio.create_task(http.post("/v1/files", content=slowly(), headers=headers))
+            await asyncio.sleep(0.1)
+            refused = await http.post("/v1/files", files={"file": ("f", b"x")}, data={"purpose": "batch"})
+            assert refused.status_code == 503 and "retry-after" in refused.headers
+            going.set()
+            id = (await first).json()["id"]
+            assert (await http.get(f"/v1/files/{id}/content")).content == b"{}"
+            assert (await http.get(f"/v1/files/{id}/content")).status_code == 200, "the place is free again"
 
     asyncio.run(go())
 

@@ -210,6 +210,11 @@ def test_what_a_replica_has_under_way() -> None:
         await second.aclose()
         clock.now += 31
         assert watch.stats() == nothing
+        with watch.rows(5):
+            with watch.computing(2):
+                assert watch.stats()["waiting"] == 3
+            assert watch.stats()["waiting"] == 5
+        assert watch.stats() == nothing
 
     asyncio.run(go())
 

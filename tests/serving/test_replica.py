@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from raybm.core.errors import EngineDied, UserError
+from raybm.serving.app import _placement
 from raybm.serving.replica import _all, _each
+from raybm.spec.serve import ServedModel
 
 
 def compute(rows: Sequence[str]) -> list[str]:
@@ -44,3 +47,20 @@ def test_an_input_that_cannot_be_is_its_own_requests_error() -> None:
 def test_a_dead_engine_is_not_asked_row_by_row() -> None:
     with pytest.raises(EngineDied):
         _each(compute, ["one", "end"])
+
+
+def test_a_gpu_that_failed_ends_its_replica() -> None:
+    """Whatever is asked of it from then on would fail, each time at once."""
+
+    def failed(rows: Sequence[str]) -> list[str]:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(EngineDied, match="device-side assert"):
+        _each(failed, ["one", "two"])
+
+
+@pytest.mark.parametrize(("gpus", "hidden"), [(0, True), (0.5, False)])
+def test_a_replica_without_gpus_sees_none(gpus: float, hidden: bool) -> None:
+    model = ServedModel.parse({"name": "m", "ref": "file:/m", "gpus": gpus})
+    variables = _placement(model)["ray_actor_options"].get("runtime_env", {}).get("env_vars", {})
+    assert (variables.get("CUDA_VISIBLE_DEVICES") == "") is hidden

@@ -16,6 +16,7 @@ from raybm.engines.protocol import Answer, Chosen, Delta, FinishReason, Generate
 from raybm.engines.remote.spec import Remote
 
 Json = dict[str, Any]
+ANY_OBJECT = {"type": "object"}  # what our own gateway makes of `json_object`, which older endpoints know only
 MESSAGE_MAX = 500  # characters of the endpoint's own words
 
 
@@ -38,6 +39,8 @@ def asked(spec: Remote, request: GenerateRequest) -> tuple[str, Json]:
                 for tool in request.tools
             ]
             wanted |= {"tools": tools, "tool_choice": "required" if request.must_call else "auto"}
+        elif request.schema == ANY_OBJECT and not request.strict:
+            wanted["response_format"] = {"type": "json_object"}
         elif request.schema is not None:
             wanted["response_format"] = {
                 "type": "json_schema",
@@ -80,7 +83,7 @@ class Stream:
                 name, arguments = self.calls.setdefault(call.get("index", 0), ["", ""])
                 given = call.get("function") or {}
                 self.calls[call.get("index", 0)] = [name + (given.get("name") or ""), arguments + (given.get("arguments") or "")]
-            text = said.get("text") if said is choice else said.get("content")
+            text = _text(said, choice)
             chosen = _chosen(choice.get("logprobs"), self.characters)
             self.characters += sum(len(token.token) for token in chosen)
             delta = Delta(text or "", max(1, len(chosen)), 0, _reason(choice.get("finish_reason")), logprobs=chosen)
@@ -106,7 +109,7 @@ class Stream:
 def whole(answer: Json) -> Answer:
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     said = choice.get("message") or choice
-    text = said.get("text") if said is choice else said.get("content")
+    text = _text(said, choice)
     calls = tuple(
         ToolCall(index, call["function"]["name"], call["function"]["arguments"]) for index, call in enumerate(said.get("tool_calls") or ())
     )
@@ -115,10 +118,16 @@ def whole(answer: Json) -> Answer:
     return Answer(text or "", reason, *counts, logprobs=_chosen(choice.get("logprobs"), 0), calls=calls)
 
 
+def _text(said: Json, choice: Json) -> str | None:
+    """What was written; words of refusal are that, too."""
+    text: str | None = said.get("text") if said is choice else said.get("content") or said.get("refusal")
+    return text
+
+
 def _reason(given: str | None) -> FinishReason | None:
-    if not given:
-        return None
-    return "length" if given == "length" else "tool_calls" if given in ("tool_calls", "function_call") else "stop"
+    reasons: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
+    reasons["content_filter"] = "content_filter"
+    return reasons.get(given, "stop") if given else None
 
 
 def _chosen(given: Json | None, offset: int) -> tuple[Chosen, ...]:

@@ -124,6 +124,7 @@ class Generator:
         tokenizer("")  # sets truncation off once: the Rust tokenizer must not be changed while the thread decodes
         self.tokenizing = threading.Lock()
         self.vocabulary = Vocabulary(tokenizer, self.ends)
+        self.words = int(model.config.get_text_config(decoder=True).vocab_size)
         self.batch = self._batch(model)
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
@@ -208,6 +209,8 @@ class Generator:
             calls=toolcalls.CallStream(calls, [tool["function"]["name"] for tool in request.tools]) if calls else None,
             loop=loop,
         )
+        if request.written and max(request.written) >= self.words:
+            raise UserError("an answer is to be gone on with that another model began.", remedy="Send the request again.")
         answer.go_on(request.written, self.ends)
         return answer
 
@@ -238,7 +241,10 @@ class Generator:
         try:
             with torch.inference_mode():
                 while not self._wait():
-                    self._turn()
+                    try:
+                        self._turn()
+                    except torch.OutOfMemoryError:
+                        self._make_room()
         except Exception as error:  # the thread's edge: whoever waits must hear of it
             logger.exception("generation broke down")
             self.ended = EngineDied(
@@ -276,6 +282,22 @@ class Generator:
         for answer, token in zip(self.answers, self.batch.step(), strict=True):
             if not answer.over:
                 answer.take(token, self.ends)
+
+    def _make_room(self) -> None:
+        """Memory did not suffice: fewer tokens are held from now on, and the rows are computed again; one that is alone cannot be."""
+        rows = [answer for answer in self.answers if not answer.over]
+        self.answers, self.batch = [], self._batch(self.batch.model)
+        torch.cuda.empty_cache()
+        if len(rows) == 1:
+            rows[0].over = True
+            what = f"a prompt and an answer of {len(rows[0].ids)} tokens need more memory than this replica has."
+            rows[0].send(UserError(what, where="prompt", remedy="Shorten the prompt, or give the model more memory."))
+            return
+        held = len(rows) * max((len(row.ids) for row in rows), default=0)
+        self.cache_tokens = max(1, min(self.cache_tokens, held) * 3 // 4)
+        logger.warning("memory does not suffice for %d tokens; %d are held from now on", held, self.cache_tokens)
+        with self.changed:
+            self.waiting.extendleft(reversed(rows))
 
     def _newcomers(self, staying: list[Answer]) -> list[Answer]:
         chosen: list[Answer] = []

@@ -136,7 +136,7 @@ class VllmEngine:
             max_tokens=max(1, limit - len(request.written)),
             temperature=request.temperature,
             top_p=request.top_p,
-            seed=None if request.seed is None else request.seed % 2**63,
+            seed=None if request.seed is None or request.drawn else request.seed % 2**63,  # one costs a generator for each row
             stop=list(request.stop) or None,
             frequency_penalty=request.frequency_penalty,
             presence_penalty=request.presence_penalty,
@@ -151,7 +151,7 @@ class VllmEngine:
         # Where it can be gone on with: a prompt restores nothing of what the other ways to choose a token remember.
         penalties = request.frequency_penalty or request.presence_penalty
         remembers = request.stop or schema or request.tools or penalties or request.logprobs is not None
-        answer.tells = request.temperature == 0 and not remembers
+        answer.tells = not remembers
         if request.written:  # by another replica: all of it, if only the word of the end was lost
             answer.over = "stop" if request.written[-1] in self._ends else "length" if len(request.written) >= limit else None
         return [*ids, *request.written], sampling, answer
@@ -204,7 +204,9 @@ class _Answer:
         piece = output.outputs[0]
         finish: FinishReason | None = None
         if piece.finish_reason is not None:
-            finish = "length" if piece.finish_reason == "length" else "stop"
+            if piece.finish_reason not in ("stop", "length"):
+                raise RaybmError(f"vLLM ended the answer by itself ({piece.finish_reason}).", remedy="See the replica's log.")
+            finish = piece.finish_reason
         text: str = piece.text
         calls: tuple[ToolCall, ...] = ()
         if self.calls is not None:

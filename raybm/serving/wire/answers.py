@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raybm.engines.protocol import FinishReason
+
 
 class Told(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
@@ -72,7 +74,7 @@ class ChatChoice(Told):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: FinishReason
 
 
 class Generated(Told):
@@ -103,7 +105,7 @@ class ChatPiece(Told):
     index: int
     delta: MessagePiece
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"] | None
+    finish_reason: FinishReason | None
 
 
 class Chunk(Told):
