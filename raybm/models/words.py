@@ -25,14 +25,15 @@ def pieces(tokenizer: Any, rows: Sequence[Sequence[str]], max_length: int) -> li
         return []
     fast(tokenizer)
     blank = " " if _parts_by_blanks(tokenizer) else ""
+    empty = set(tokenizer(blank, add_special_tokens=False)["input_ids"]) if blank else set()  # pieces that stand for no word
     texts = [[f"{blank}{word}" for word in words] for words in rows]
     encoded = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, return_overflowing_tokens=True)
     made: list[Pieces] = []
     seen: set[tuple[int, int]] = set()
     for place, row in enumerate(encoded["overflow_to_sample_mapping"]):
         firsts: list[int | None] = []
-        for word in encoded.word_ids(place):
-            new = word is not None and (row, word) not in seen
+        for word, piece in zip(encoded.word_ids(place), encoded["input_ids"][place], strict=True):
+            new = word is not None and (row, word) not in seen and piece not in empty
             firsts.append(word if new else None)
             if new:
                 seen.add((row, word))

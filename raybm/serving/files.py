@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import iterate_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from raybm.core.errors import Overloaded, UserError
 from raybm.serving.gateway import Gateway
@@ -119,12 +118,11 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
     async def content(request: Request, id: str) -> Response:
         """The file itself."""
         gateway.admit(request)
-        going.check()
         file = await asyncio.to_thread(files.get, request.state.tenant, id)
         headers = {"Content-Length": str(file.bytes), "X-Content-Type-Options": "nosniff"}
         deadline = asyncio.get_running_loop().time() + gateway.spec.request_timeout_s + file.bytes / BYTES_PER_S
-        chunks = going.counted(files.content(request.state.tenant, file))
-        return Bounded(chunks, deadline, media_type="application/octet-stream", headers=headers)
+        chunks = files.content(request.state.tenant, file)
+        return Sent(going, chunks, deadline, media_type="application/octet-stream", headers=headers)
 
     @router.delete("/v1/files/{id}", response_model=Deleted)
     async def delete(request: Request, id: str) -> Response:
@@ -167,10 +165,21 @@ class Transfers:
         finally:
             self.count -= 1
 
-    async def counted(self, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-        async with self.one():
-            async for chunk in iterate_in_threadpool(chunks):
-                yield chunk
+
+class Sent(Bounded):
+    """A file on its way to a client. Raises Overloaded."""
+
+    def __init__(self, going: Transfers, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        going.check()
+        going.count += 1
+        self._going = going
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._going.count -= 1
 
 
 def bounded(request: Request, max_bytes: int, timeout_s: float) -> Request:

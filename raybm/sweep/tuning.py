@@ -76,9 +76,9 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
             storage_path=str(folder),
             verbose=0,
         )
-    finally:
         for point, trial in asking.running.values():  # Tune tells nothing of those that it ends with everything
             search.cut(point, trial)
+    finally:
         ray.kill(beats)  # Tune keeps its handle for good
         shutil.rmtree(folder, ignore_errors=True)
     if search.spent:
@@ -135,11 +135,10 @@ class Asking(Searcher):
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
 
     def over(self, trial_id: str, end: str, result: Mapping[str, Any], error: str) -> None:
-        point, trial = self.running[trial_id]
+        point, trial = self.running.pop(trial_id)
         metrics = _numbers(result) or trial.metrics
         seconds = round(trial.seconds + float(result.get("time_total_s", 0.0)), 2)  # before it paused, and since
         self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))
-        del self.running[trial_id]  # once it stands in the storage
 
     def again(self, trial_id: str) -> None:
         """Of one that has not begun."""

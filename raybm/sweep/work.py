@@ -60,16 +60,20 @@ def run_trial(config: dict[str, Any]) -> None:
     """The stages of one job, with a report at each validation. What the user can mend is reported, and not tried again."""
     told: dict[str, Any] = {TIME: 0}
 
+    def walk() -> dict[str, Record]:
+        told[TIME] = 0
+        return _walk(config, listen)
+
     def listen(kind: str, fields: dict[str, Any]) -> None:
-        if kind == "resume":
-            told[TIME] = fields["validations"]
+        if kind in ("resume", "anew"):
+            told[TIME] = fields.get("validations", 0)
         elif kind == "validate":
             told.update({f"validation.{name}": value for name, value in fields.items() if name != "step"})
             told[TIME] += 1
             raytune.report(dict(told))
 
     try:
-        records = _once_there_is_room(lambda: _walk(config, listen))
+        records = _once_there_is_room(walk)
     except Paused as paused:
         if config["never_past"] and told[TIME] > config["until"]:
             raytune.report({**told, ERROR: _past(paused.step)})

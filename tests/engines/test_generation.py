@@ -12,7 +12,6 @@ from tokenizers import processors
 
 from raybm.core.errors import Overloaded, RaybmError, Unsupported, UserError
 from raybm.engines.protocol import Delta, GenerateRequest
-from raybm.engines.transformers.batch import Batch
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.generation import Generator
 from raybm.engines.transformers.spec import Transformers
@@ -78,25 +77,26 @@ def test_answers_do_not_depend_on_who_shares_the_batch(engine: Generator) -> Non
         assert all(delta.finish_reason is None for delta in answer[:-1])
 
 
-def scarce(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def scarce(model: Any, most: int) -> None:
     """Memory suffices for so many rows × columns."""
-    forward = Batch._forward
+    forward = model.forward
 
-    def limited(self: Batch, rows: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        if mask.numel() > most:
+    def limited(*args: Any, input_ids: torch.Tensor, past_key_values: Any, **more: Any) -> Any:
+        if len(input_ids) * (past_key_values.get_seq_length() + input_ids.shape[1]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, rows, cache, ids, mask, positions)
+        return forward(*args, input_ids=input_ids, past_key_values=past_key_values, **more)
 
-    monkeypatch.setattr(Batch, "_forward", limited)
+    model.forward = limited
 
 
-def test_where_memory_does_not_suffice_fewer_are_computed_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_does_not_suffice_fewer_are_computed_together(folder: Path) -> None:
     engine = build(Transformers(max_batch=4), folder)
     assert isinstance(engine, Generator)
     engine.ends = frozenset()
-    requests = [ask(prompt, 30) for prompt in ("the dog", "fox", "over the lazy dog", "quick")]
+    prompts = ("the dog", "fox", "over the lazy dog", "quick")
+    requests = [ask(prompt, 30, temperature=place / 3, seed=place) for place, prompt in enumerate(prompts)]
     expected = [text(answer) for answer in run(engine, *requests)]
-    scarce(monkeypatch, 60)
+    scarce(engine.batch.model, 60)
     assert [text(answer) for answer in run(engine, *requests)] == expected
     assert engine.cache_tokens < 60
     with pytest.raises(UserError, match="need more memory than this replica has"):

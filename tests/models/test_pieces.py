@@ -24,6 +24,15 @@ def test_a_word_has_the_pieces_that_it_has_in_a_text() -> None:
     assert pieces(tiny.text_tokenizer(), [["the", "fox"]], 8)[0].ids == tiny.text_tokenizer()("the fox")["input_ids"]
 
 
+def test_a_piece_that_is_a_blank_stands_for_no_word() -> None:
+    words = {"<unk>": 0, "Ġ": 1, "7": 2, "a": 3, "Ġa": 4}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    (made,) = pieces(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"), [["a", "77"]], 8)
+    assert made.ids == [4, 1, 2, 2] and made.words == [0, None, 1, None]
+
+
 def test_a_tokenizer_that_does_not_say_where_its_pieces_stand() -> None:
     class Slow:
         is_fast = False

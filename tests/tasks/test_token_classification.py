@@ -22,7 +22,7 @@ def test_the_first_piece_of_a_token_has_its_tag() -> None:
     first, *bad, long = task.encode(rows, tokenizer, TAGS, 16)
     assert [label for label in first["labels"] if label != IGNORED] == [2, 0, 1]
     at = [place for place, label in enumerate(first["labels"]) if label != IGNORED]
-    assert tokenizer.decode(first["input_ids"][at[1] : at[2]]) == " naïve", "as in a text"
+    assert tokenizer.decode(first["input_ids"][at[1] : at[2]]) == "naïve"
     assert [row["_bad"] for row in bad] == ["1 tokens and 2 tags", "no tokens", "tag 'B-LOC' is none of B-PER, I-PER, O"]
     assert len(long["input_ids"]) == len(long["labels"]) == 16
     with pytest.raises(DataError, match="'NOUN' is no tag"):

@@ -83,6 +83,10 @@ def _place(columns: int, parts: Sequence[tuple[torch.Tensor, int]], rows: int) -
     return out
 
 
+class NoMemory(Exception):
+    """The model's pass did not fit into memory; the rows are as they were, the batch is of no use any more."""
+
+
 class Batch:
     """Rows that are generated together. All methods run under torch.inference_mode, on one thread."""
 
@@ -149,7 +153,10 @@ class Batch:
     def _forward(self, rows: Sequence[Row], cache: Cache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         even = len({row.cached for row in rows}) == 1  # no padding: attention without a mask is faster
         places = {"position_ids": positions} if self.takes_positions else {}
-        output = self.model(
-            input_ids=ids, attention_mask=None if even else mask, past_key_values=cache, use_cache=True, **places, **self.options
-        )
+        try:
+            output = self.model(
+                input_ids=ids, attention_mask=None if even else mask, past_key_values=cache, use_cache=True, **places, **self.options
+            )
+        except torch.OutOfMemoryError as error:  # before anything was drawn for a row
+            raise NoMemory from error
         return choose(output.logits[:, -1].float(), rows)

@@ -19,7 +19,7 @@ from raybm.engines import toolcalls
 from raybm.engines.prompts import answer_limit, prompt_ids, style
 from raybm.engines.protocol import Chosen, Delta, FinishReason, GenerateRequest, Likely, Tokens, ToolCall
 from raybm.engines.tokens import as_text, as_tokens
-from raybm.engines.transformers.batch import Batch, Row
+from raybm.engines.transformers.batch import Batch, NoMemory, Row
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.textstream import TextStream
 from raybm.engines.vocabulary import Constraint, Vocabulary
@@ -243,7 +243,7 @@ class Generator:
                 while not self._wait():
                     try:
                         self._turn()
-                    except torch.OutOfMemoryError:
+                    except NoMemory:
                         self._make_room()
         except Exception as error:  # the thread's edge: whoever waits must hear of it
             logger.exception("generation broke down")
@@ -285,19 +285,18 @@ class Generator:
 
     def _make_room(self) -> None:
         """Memory did not suffice: fewer tokens are held from now on, and the rows are computed again; one that is alone cannot be."""
-        rows = [answer for answer in self.answers if not answer.over]
-        self.answers, self.batch = [], self._batch(self.batch.model)
+        rows, self.answers, self.batch = self.answers, [], self._batch(self.batch.model)
         torch.cuda.empty_cache()
         if len(rows) == 1:
-            rows[0].over = True
             what = f"a prompt and an answer of {len(rows[0].ids)} tokens need more memory than this replica has."
+            rows[0].over = True
             rows[0].send(UserError(what, where="prompt", remedy="Shorten the prompt, or give the model more memory."))
             return
-        held = len(rows) * max((len(row.ids) for row in rows), default=0)
+        held = len(rows) * max(len(row.ids) for row in rows)
         self.cache_tokens = max(1, min(self.cache_tokens, held) * 3 // 4)
         logger.warning("memory does not suffice for %d tokens; %d are held from now on", held, self.cache_tokens)
         with self.changed:
-            self.waiting.extendleft(reversed(rows))
+            self.waiting.extendleft(row for row in reversed(rows) if not row.over)
 
     def _newcomers(self, staying: list[Answer]) -> list[Answer]:
         chosen: list[Answer] = []

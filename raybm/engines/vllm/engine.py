@@ -151,7 +151,8 @@ class VllmEngine:
         # Where it can be gone on with: a prompt restores nothing of what the other ways to choose a token remember.
         penalties = request.frequency_penalty or request.presence_penalty
         remembers = request.stop or schema or request.tools or penalties or request.logprobs is not None
-        answer.tells = not remembers
+        repeats = request.temperature and request.seed is not None and not request.drawn  # another replica would draw otherwise
+        answer.tells = not (remembers or repeats)
         if request.written:  # by another replica: all of it, if only the word of the end was lost
             answer.over = "stop" if request.written[-1] in self._ends else "length" if len(request.written) >= limit else None
         return [*ids, *request.written], sampling, answer
