@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -58,6 +59,7 @@ def predict(
     from raybm.models.references import resolve
     from raybm.models.signature import infer_signature
 
+    _check_target(out)
     signature = infer_signature(resolve(ref, storage))
     source = _source(str(file), signature, columns or {})
     wanted = Wanted(groups=signature.groups(), extra=(*source.columns, "label"))
@@ -70,6 +72,20 @@ def predict(
     ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=1, batch_format="pyarrow", **_placement())
     rows = (row for table in batches(data, "predict") for part in table.column("rows").to_pylist() for row in json.loads(part))
     return _write(rows, out, signature, wanted.columns)
+
+
+def _check_target(out: Path) -> None:
+    """Before anything is computed. Raises UserError."""
+    if str(out).startswith("s3:/"):
+        raise UserError("predictions are written to files here.", where="--out", remedy="Give a path, and copy the file.")
+    if out.is_dir():
+        raise UserError("is a folder.", where=f"--out {out}", remedy=f"Give a file, such as {out / 'predictions.jsonl'}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}.", where=f"--out {out}", remedy="Give another place.") from None
 
 
 def _source(path: str, signature: Signature, columns: Mapping[str, str]) -> Source:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raybm.core.errors import DataError, NotFound, Unsupported
+from raybm.core.errors import DataError, NotFound, Unsupported, UserError
 from raybm.core.signature import Signature
 from raybm.core.storage import open_storage
 from raybm.data.files import expand
@@ -90,6 +90,14 @@ def test_what_cannot_be_read_is_refused_before_anything_starts(tmp_path: Path) -
         predict(f"file:{tmp_path / 'c'}", tmp_path / "x.csv", tmp_path / "out.jsonl", storage, columns={"text": "revew"})
     with pytest.raises(Unsupported):
         predict("scratch:llama", tmp_path / "x.jsonl", tmp_path / "out.jsonl", storage)
+    (tmp_path / "x.jsonl").write_text('{"text": "fox"}\n')
+    for out, wrong in (
+        (tmp_path, "is a folder"),
+        (Path("s3://bucket/out.jsonl"), "written to files"),
+        (tmp_path / "x.csv" / "out", "cannot"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            predict(f"file:{tmp_path / 'c'}", tmp_path / "x.jsonl", out, storage)
 
 
 @pytest.mark.integration

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 KEY = "lease.json"
 RENEW_S = 5.0
 POLL_S = 1.0
+LOOKS = 3  # at a lease of one's own that could not be renewed
 QUIET_S = 30.0  # a holder that has not renewed for so long is taken for dead
 SKEW_S = 600.0  # by which hosts' clocks may differ, where there is no time to wait
 
@@ -85,11 +86,14 @@ class Lease:
             return False  # deleted, or taken over by a third, just now
 
     def _swap(self, holder: str | None) -> None:
-        with self._lock, contextlib.suppress(NotFound, Conflict):
-            data, tag = self.storage.read_tagged(KEY)
-            if json.loads(data)["holder"] == self.holder:
+        for _ in range(LOOKS):  # S3 also answers so where somebody else's write, that will not be, was under way
+            with self._lock, contextlib.suppress(NotFound, Conflict):
+                data, tag = self.storage.read_tagged(KEY)
+                if json.loads(data)["holder"] != self.holder:
+                    break
                 self.storage.replace(KEY, self._content(holder), tag)
                 return
+            time.sleep(POLL_S)
         remedy = "It goes on from what was done; follow that one (`raybm runs`)."
         raise Conflict("another run has taken over while this one was quiet.", where=self.storage.uri, remedy=remedy)
 

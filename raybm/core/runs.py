@@ -66,7 +66,8 @@ class Run:
         """Why somebody wants it to end: what the runner raises then."""
         self.storage = root.at(f"runs/{self.id}")
         self.folder = self.storage.local() or cache_folder("runs") / self.id
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with local_errors(str(self.folder)):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._on_cancel, self._done, self._lock = on_cancel, threading.Event(), threading.Lock()
         self._brought: dict[str, tuple[int, int]] = {}
         now = time.time()

@@ -48,7 +48,12 @@ def parse(text: str, source: str) -> tuple[Any, dict[Path, int]]:
     """The document and, for the path of every key or list item, its 1-based line. Raises SpecError."""
     lines: dict[Path, int] = {}
     problems: list[Problem] = []
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"the character {text[error.position]!r} cannot stand in YAML."
+        raise SpecError((Problem("", what, "Take it out, or save the file as UTF-8.", line),), source) from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -44,6 +44,8 @@ class Plan:
     parts: int
     part_chars: int
     storage: Storage
+    labels: bool = True
+    """Whether somebody wants to know which there are."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ def read(table: pa.Table, plan: Plan) -> Iterator[pa.Table]:
             found = list(made)
             made = iter([pd.concat(found, ignore_index=True)] if found else [])
         for part, frame in enumerate(made):
-            cleaned = _run(frame, plan.segments[0])
             if len(plan.segments) > 1:
-                yield _to_shuffle(cleaned, plan, plan.segments[1][0])
+                grouped = plan.segments[1][0]
+                yield _to_shuffle(_run(frame, (*plan.segments[0], grouped)), plan, grouped)
             else:
+                cleaned = _run(frame, plan.segments[0])
                 yield _report(_finish(cleaned, f"{bundle:05d}-{part:05d}", plan))
         told = [asdict(fact) for fact in facts]
         yield _facts_to_shuffle(told, plan) if len(plan.segments) > 1 else _report({"files": told})
@@ -137,7 +140,7 @@ def _finish(frame: pd.DataFrame, name: str, plan: Plan) -> dict[str, Any]:
         write_parquet(_arrow(chosen, schema(columns, inner=True)), plan.storage, f"staged/{split}/{name}.parquet")
         report["rows"][split] = len(chosen)
         report["units"].append(asdict(Unit(split, name, int(content(chosen).str.len().sum()))))
-        if split == "train":
+        if split == "train" and plan.labels:
             report["labels"] = _labels(chosen)
     return report
 

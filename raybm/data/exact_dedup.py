@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from raybm.data.frame import content, joined
+from raybm.data.frame import ORDER, content, joined
 from raybm.data.step import Step
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class ExactDedup(Step):
-    """Keep the first of rows that are equal in `columns`, over all sources and splits (test rows never stand in training)."""
+    """Keep the first of rows that are equal in `columns`, over all sources and splits (test rows never stand in training). Rows that have
+    nothing in any of them are equal to none."""
 
     kind: Literal["exact_dedup"] = "exact_dedup"
     columns: tuple[str, ...] = ()
@@ -24,7 +25,9 @@ class ExactDedup(Step):
         return self.columns
 
     def key(self, frame: pd.DataFrame) -> Any:
-        return joined(frame, self.columns) if self.columns else content(frame)
+        key = joined(frame, self.columns) if self.columns else content(frame)
+        places = frame[ORDER].astype(str).agg("\x1f".join, axis=1)
+        return key.where(key.str.strip("\x1f") != "", "\x00" + places)
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(_drop=self.key(frame).duplicated().map({True: self.kind, False: ""}))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -109,15 +110,32 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and (not hidden or pattern[0].startswith(".")) and _matches(parts[1:], pattern[1:])
 
 
+def place(file: File) -> str:
+    """Its path, from the folder that this process works in where it lies below: a submitted job is unpacked elsewhere each time."""
+    here = Path.cwd()
+    return Path(file.path).relative_to(here).as_posix() if file.storage is None and Path(file.path).is_relative_to(here) else file.path
+
+
 def version(file: File) -> str:
-    """Changes when the file does: size and modification time (of a packaged file: its size; packages have versions of their own)."""
+    """Changes when the file does: its digest, or size and modification time where it is large or in a storage (of a packaged file: its
+    size; packages have versions of their own)."""
     if file.path.startswith("package:"):
         return str(file.bytes)
     if file.storage is not None:
         filesystem, path = file.storage.arrow()
         with arrow_errors(file.path):
             return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
-    return f"{file.bytes} {Path(file.path).stat().st_mtime_ns}"
+    changed = Path(file.path).stat().st_mtime_ns
+    return _digest(file.path, file.bytes, changed) if file.bytes <= DIGESTED_BYTES else f"{file.bytes} {changed}"
+
+
+@cache
+def _digest(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as stream:  # noqa: PTH123  (as `expand` gives it)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+DIGESTED_BYTES = 1 << 29  # a second's work
 
 
 class _Digesting(io.RawIOBase):

@@ -12,8 +12,8 @@ from raybm.data.step import Step
 if TYPE_CHECKING:
     import pandas as pd
 
-LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
-CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]+")
+LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]+")
 BLANKS = re.compile(r"[^\S\n]+")
 AROUND_LINE_ENDS = re.compile(" ?\n ?")
 

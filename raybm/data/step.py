@@ -17,7 +17,8 @@ class Step(Spec):
     PRODUCES: ClassVar[tuple[str, ...]] = ()
     """Standard columns that it makes, so that the files need not have them."""
     GROUPED: ClassVar[bool] = False
-    """Whether rows with equal `key` must meet in one frame; such a frame is in the order of sources, files and rows."""
+    """Whether rows with equal `key` must meet in one frame; such a frame is in the order of sources, files and rows. It is asked of parts
+    of such frames before, so that what it drops there need not travel."""
 
     def needs(self) -> tuple[str, ...]:
         """Columns that it cannot work without."""

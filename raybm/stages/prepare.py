@@ -28,7 +28,7 @@ from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.data.cleaning import Plan, Unit, read, regroup, write_parquet
 from raybm.data.execution import batches, from_items
-from raybm.data.files import File, expand, version
+from raybm.data.files import File, expand, place, version
 from raybm.data.frame import ORDER, texts
 from raybm.data.reading import Wanted
 from raybm.models import processors
@@ -46,6 +46,7 @@ CODE = ("core", "models", "data", "tasks", "stages/prepare.py")
 ON_RAY = True
 
 PART_BYTES = 16 << 20
+MOST_PARTITIONS = 2048  # in which parts meet: each of them and of the tasks before it gives the driver an object
 """Of input text that one task holds at a time."""
 MAX_BAD_KEPT = 100_000
 """Bad rows in bad_rows.jsonl; all are counted."""
@@ -64,7 +65,7 @@ class View(Spec):
 def outside(view: View) -> str:
     """Digest of the files and the model that the view names, as they are now: what its text alone does not say.
     Raises NotFound, StorageError."""
-    found = [(file.path, version(file)) for source in view.data.sources for file in expand(source.path)]
+    found = [(place(file), version(file)) for source in view.data.sources for file in expand(source.path)]
     return hashlib.sha256(json.dumps([found, fingerprint(view.model.ref)]).encode()).hexdigest()[:20]
 
 
@@ -139,6 +140,8 @@ def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Cont
 
 
 def _clean(view: View, files: Sequence[tuple[File, ...]], storage: Storage, context: Context) -> Tally:
+    from raybm.tasks.protocol import Task
+
     steps = view.data.steps
     listed = [(number, index) for number, found in enumerate(files) for index in range(len(found))]
     bundles = _bundles(listed, lambda place: _text_bytes(files[place[0]][place[1]]))
@@ -162,6 +165,7 @@ def _clean(view: View, files: Sequence[tuple[File, ...]], storage: Storage, cont
         parts=parts,
         part_chars=PART_BYTES,
         storage=storage,
+        labels=type(view.task.build()).labels is not Task.labels,
     )
     stages = [partial(read, plan=plan), *(partial(regroup, plan=plan, segment=i) for i in range(1, len(plan.segments)))]
     tally = Tally()
@@ -262,9 +266,9 @@ def _execute(
         return
     told = time.monotonic()
     data = from_items(items)
-    for place, stage in enumerate(stages):
-        if place:
-            data = data.repartition(parts, keys=["_part"])
+    for number, stage in enumerate(stages):
+        if number:
+            data = data.repartition(min(parts, MOST_PARTITIONS), keys=["_part"])
         data = data.map_batches(stage, batch_size=None, batch_format="pyarrow")
     for batch in batches(data, NAME, PART_BYTES if len(stages) > 1 else 1):  # reports alone: one by one
         for report in batch.column("report").to_pylist():

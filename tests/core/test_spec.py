@@ -245,6 +245,8 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
         ("a: [1\nb: 2\n", 2, "this is not YAML"),
         ("a: &x [*x]\n", None, "nested more than"),
         ("a: !!python/object:os.system x\n", 1, "this is not YAML"),
+        ("a: 1\nb: \x07\n", 2, "the character '\\x07' cannot stand in YAML"),
+        ("a: \udc80\n", 1, "cannot stand in YAML"),
     ],
 )
 def test_yaml_that_is_refused(text: str, line: int | None, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from raybm.core.errors import NotFound, StorageError
 from raybm.core.storage import open_storage
 from raybm.data import Jsonl
-from raybm.data.files import File, expand, open_file, version
+from raybm.data.files import File, expand, open_file, place, version
 from raybm.data.reading import Facts, Wanted, frames
 
 
@@ -34,6 +35,19 @@ def test_nothing_there_is_not_found(path: str) -> None:
     with pytest.raises(NotFound) as caught:
         expand(path)
     assert caught.value.where == path and caught.value.remedy
+
+
+def test_a_file_that_was_unpacked_elsewhere_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.csv").write_text("same")
+        os.utime(tmp_path / folder / "a.csv", (len(known), len(known)))
+        monkeypatch.chdir(tmp_path / folder)
+        known.append([(place(file), version(file)) for file in expand("a.csv")])
+    assert known[0] == known[1] and known[0][0][0] == "a.csv"
+    (tmp_path / "there" / "a.csv").write_text("othe")
+    assert version(expand("a.csv")[0]) != known[1][0][1]
 
 
 def test_a_changed_file_has_another_version(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from raybm.data import BinLabels, ExactDedup, Normalize, Sample
 
 def frame(**columns: list[Any]) -> pd.DataFrame:
     rows = len(next(iter(columns.values())))
+    places = {"_source": [0] * rows, "_index": [0] * rows, "_row": list(range(rows))}
     return pd.DataFrame(
-        {name: pd.Series(values, dtype=object) for name, values in columns.items()} | {"_bad": [""] * rows, "_drop": [""] * rows}
+        {name: pd.Series(values, dtype=object) for name, values in columns.items()} | places | {"_bad": [""] * rows, "_drop": [""] * rows}
     )
 
 
@@ -23,6 +24,10 @@ def test_normalize_composes_and_tidies_white_space() -> None:
     assert made["text"].tolist() == ["été x\u200b\nyz", None]
     assert made["label"].tolist() == ["a", "b"]
     assert Normalize(form="NFKC", lines="join").apply(frame(text=["ﬁ\n\n１ "]))["text"].tolist() == ["fi 1"]
+
+
+def test_words_are_parted_by_any_line_end() -> None:
+    assert Normalize().apply(frame(text=["one\x0btwo\x0cthree"]))["text"].tolist() == ["one\ntwo\nthree"]
 
 
 def test_normalize_goes_into_messages() -> None:
@@ -34,7 +39,14 @@ def test_exact_dedup_keeps_the_first_whatever_the_label() -> None:
     talk = [{"role": "user", "content": "hi"}]
     rows = frame(text=["a", "b", "a", None, None], messages=[None, None, None, talk, list(talk)], label=["x", "x", "y", None, None])
     assert ExactDedup().apply(rows)["_drop"].tolist() == ["", "", "exact_dedup", "", "exact_dedup"]
-    assert ExactDedup(columns=("label",)).apply(rows)["_drop"].tolist() == ["", "exact_dedup", "", "", "exact_dedup"]
+    assert ExactDedup(columns=("label",)).apply(rows)["_drop"].tolist() == ["", "exact_dedup", "", "", ""]
+
+
+def test_rows_that_have_nothing_are_equal_to_none() -> None:
+    """They are bad rows, and counted as such; of a column that no file has, all would be duplicates but one."""
+    rows = frame(text=[None, None, "", "a"], url=[None] * 4)
+    assert ExactDedup().apply(rows[["text", "_source", "_index", "_row", "_bad", "_drop"]])["_drop"].tolist() == [""] * 4
+    assert ExactDedup(columns=("url",)).apply(rows)["_drop"].tolist() == [""] * 4
 
 
 def test_values_of_several_columns_do_not_run_together() -> None:
