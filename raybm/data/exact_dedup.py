@@ -26,8 +26,8 @@ class ExactDedup(Step):
 
     def key(self, frame: pd.DataFrame) -> Any:
         key = joined(frame, self.columns) if self.columns else content(frame)
-        places = frame[ORDER].astype(str).agg("\x1f".join, axis=1)
-        return key.where(key.str.strip("\x1f") != "", "\x00" + places)
+        nothing = key.str.strip("\x1f") == ""
+        return key.mask(nothing, "\x00" + joined(frame[nothing][ORDER].astype(str), ORDER)) if nothing.any() else key
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(_drop=self.key(frame).duplicated().map({True: self.kind, False: ""}))
