@@ -86,14 +86,14 @@ class Lease:
             return False  # deleted, or taken over by a third, just now
 
     def _swap(self, holder: str | None) -> None:
-        for _ in range(LOOKS):  # S3 also answers so where somebody else's write, that will not be, was under way
+        for look in range(LOOKS):  # S3 also answers so where somebody else's write, that will not be, was under way
+            time.sleep(POLL_S * bool(look))
             with self._lock, contextlib.suppress(NotFound, Conflict):
                 data, tag = self.storage.read_tagged(KEY)
                 if json.loads(data)["holder"] != self.holder:
                     break
                 self.storage.replace(KEY, self._content(holder), tag)
                 return
-            time.sleep(POLL_S)
         remedy = "It goes on from what was done; follow that one (`raybm runs`)."
         raise Conflict("another run has taken over while this one was quiet.", where=self.storage.uri, remedy=remedy)
 

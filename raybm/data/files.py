@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -110,32 +111,38 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and (not hidden or pattern[0].startswith(".")) and _matches(parts[1:], pattern[1:])
 
 
-def place(file: File) -> str:
-    """Its path, from the folder that this process works in where it lies below: a submitted job is unpacked elsewhere each time."""
-    here = Path.cwd()
-    return Path(file.path).relative_to(here).as_posix() if file.storage is None and Path(file.path).is_relative_to(here) else file.path
+def state(path: str) -> list[tuple[str, str]]:
+    """What a source's path means now: of each file its path and its version. Of a path that begins in the folder that this process works in
+    both are the same wherever that folder is, since a submitted job is unpacked elsewhere each time. Raises NotFound, StorageError."""
+    files, here = expand(path), Path.cwd()
+    if path.startswith(("s3://", "package:", "~")) or Path(path).is_absolute():
+        return [(file.path, version(file)) for file in files]
+    return [(os.path.relpath(file.path, here), _content(file)) for file in files]
 
 
 def version(file: File) -> str:
-    """Changes when the file does: its digest, or size and modification time where it is large or in a storage (of a packaged file: its
-    size; packages have versions of their own)."""
+    """Changes when the file does: size and modification time (of a packaged file: its size; packages have versions of their own)."""
     if file.path.startswith("package:"):
         return str(file.bytes)
     if file.storage is not None:
         filesystem, path = file.storage.arrow()
         with arrow_errors(file.path):
             return f"{file.bytes} {filesystem.get_file_info(path).mtime_ns}"
-    changed = Path(file.path).stat().st_mtime_ns
-    return _digest(file.path, file.bytes, changed) if file.bytes <= DIGESTED_BYTES else f"{file.bytes} {changed}"
+    return f"{file.bytes} {Path(file.path).stat().st_mtime_ns}"
+
+
+def _content(file: File) -> str:
+    """Its version, whenever it was written; of a large one, that no job is submitted with, the usual one."""
+    return _digest(file.path, version(file)) if file.bytes <= DIGESTED_BYTES else version(file)
 
 
 @cache
-def _digest(path: str, size: int, changed: int) -> str:
-    with open(path, "rb") as stream:  # noqa: PTH123  (as `expand` gives it)
+def _digest(path: str, version: str) -> str:
+    with local_errors(path), open(path, "rb") as stream:  # noqa: PTH123  (as `expand` gives it)
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-DIGESTED_BYTES = 1 << 29  # a second's work
+DIGESTED_BYTES = 1 << 29  # Ray packs no more
 
 
 class _Digesting(io.RawIOBase):

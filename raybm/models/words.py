@@ -26,6 +26,7 @@ def pieces(tokenizer: Any, rows: Sequence[Sequence[str]], max_length: int) -> li
     fast(tokenizer)
     blank = " " if _parts_by_blanks(tokenizer) else ""
     empty = set(tokenizer(blank, add_special_tokens=False)["input_ids"]) if blank else set()  # pieces that stand for no word
+    empty.discard(tokenizer.unk_token_id)
     texts = [[f"{blank}{word}" for word in words] for words in rows]
     encoded = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=max_length, return_overflowing_tokens=True)
     made: list[Pieces] = []

@@ -28,7 +28,7 @@ from raybm.core.spec import Spec
 from raybm.core.storage import Storage
 from raybm.data.cleaning import Plan, Unit, read, regroup, write_parquet
 from raybm.data.execution import batches, from_items
-from raybm.data.files import File, expand, place, version
+from raybm.data.files import File, expand, state
 from raybm.data.frame import ORDER, texts
 from raybm.data.reading import Wanted
 from raybm.models import processors
@@ -46,8 +46,8 @@ CODE = ("core", "models", "data", "tasks", "stages/prepare.py")
 ON_RAY = True
 
 PART_BYTES = 16 << 20
-MOST_PARTITIONS = 2048  # in which parts meet: each of them and of the tasks before it gives the driver an object
 """Of input text that one task holds at a time."""
+MOST_PARTITIONS = 2048  # in which parts meet: each of them and of the tasks before it gives the driver an object
 MAX_BAD_KEPT = 100_000
 """Bad rows in bad_rows.jsonl; all are counted."""
 PROGRESS_EVERY_S = 5.0
@@ -65,7 +65,7 @@ class View(Spec):
 def outside(view: View) -> str:
     """Digest of the files and the model that the view names, as they are now: what its text alone does not say.
     Raises NotFound, StorageError."""
-    found = [(place(file), version(file)) for source in view.data.sources for file in expand(source.path)]
+    found = [each for source in view.data.sources for each in state(source.path)]
     return hashlib.sha256(json.dumps([found, fingerprint(view.model.ref)]).encode()).hexdigest()[:20]
 
 

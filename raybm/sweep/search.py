@@ -61,12 +61,17 @@ def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractC
     """Search until the budget is used up, and return the job with the best point's values. `room`: how many trials the cluster
     holds at a time, asked once there is one. Raises UserError where no point was finished, Busy where another run searches the same."""
     storage = context.storage.at(place(job, context.storage))
-    with Lease(storage, run.id, runner.LEASE_TIMEOUT_S, context.progress, run.stop):  # else two number their points alike
-        return _search(job, run, context, on_ray, room)
+    with Lease(storage, run.id, runner.LEASE_TIMEOUT_S, context.progress, run.stop) as lease:  # else two number their points alike
+        return _search(job, run, context, on_ray, room, lease.renew)
 
 
 def _search(
-    job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], room: Callable[[], int]
+    job: JobSpec,
+    run: Run,
+    context: Context,
+    on_ray: Callable[[], AbstractContextManager[Any]],
+    room: Callable[[], int],
+    still: Callable[[], None],
 ) -> JobSpec:
     from raybm.sweep.page import write
     from raybm.sweep.tuning import tune
@@ -82,7 +87,7 @@ def _search(
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
         try:
             if search.more:
-                tune(search, room())
+                tune(search, room(), still=still)
         finally:  # also of what was interrupted
             context.run_dir.joinpath("sweep.csv").write_text(search.points.table(search.spec.space), encoding="utf-8")
             context.progress(f"sweep: {write(search, context.run_dir)}")

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raybm.core.errors import RaybmError
 from raybm.core.runs import HEARTBEAT_S
 from raybm.search import Population
 from raybm.spec.job import Resources
@@ -41,9 +43,9 @@ QUIET = {
 }
 
 
-def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | None = None) -> None:
+def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | None = None, still: Callable[[], None] = lambda: None) -> None:
     """Try until nothing is left, or the budget's time is over. `room`: trials that the cluster holds at a time. `work`: what a trial does
-    with what `Asking.suggest` gives it, where it is not to train."""
+    with what `Asking.suggest` gives it, where it is not to train. `still`: raises Conflict where another run has taken over."""
     spec, resources = search.spec, search.base.resources
     alone = resources.workers == 1
     scheduler = None
@@ -76,8 +78,12 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
             storage_path=str(folder),
             verbose=0,
         )
-        for point, trial in asking.running.values():  # Tune tells nothing of those that it ends with everything
-            search.cut(point, trial)
+        asking.cut()
+    except KeyboardInterrupt:
+        with suppress(RaybmError):  # another run has taken over, whose trials they are then
+            still()
+            asking.cut()
+        raise
     finally:
         ray.kill(beats)  # Tune keeps its handle for good
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,7 +119,7 @@ class Asking(Searcher):
         trial = following[1]
         job = self.search.trial_job(trial).canonical()
         until, never_past = self.search.until(trial), self.search.population is not None
-        return {"job": job, "name": trial.name, "run": self.search.run, "until": until, "never_past": never_past}
+        return {"job": job, "name": trial.name, "run": self.search.run, "until": until, "never_past": never_past, "cwd": str(Path.cwd())}
 
     @property
     def over_time(self) -> bool:
@@ -133,6 +139,11 @@ class Asking(Searcher):
         else:
             reason = str(result.get(ERROR, ""))
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
+
+    def cut(self) -> None:
+        """Tune tells nothing of trials that it ends with everything."""
+        for point, trial in self.running.values():
+            self.search.cut(point, trial)
 
     def over(self, trial_id: str, end: str, result: Mapping[str, Any], error: str) -> None:
         point, trial = self.running.pop(trial_id)

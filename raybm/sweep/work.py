@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ray import tune as raytune
@@ -39,6 +40,8 @@ LETS_GO_S = 120
 def beating(config: dict[str, Any], beats: Any, work: Callable[[dict[str, Any]], None]) -> None:
     """The work, with a sign of life every few seconds."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LETS_GO_S)  # read here, where the next trial waits for the end of this one
+    if Path(config.get("cwd", "")).is_dir():  # Tune has changed it, and the job's paths begin where its driver works
+        os.chdir(config["cwd"])
     over = threading.Event()
 
     def beat() -> None:
@@ -59,21 +62,22 @@ def beating(config: dict[str, Any], beats: Any, work: Callable[[dict[str, Any]],
 def run_trial(config: dict[str, Any]) -> None:
     """The stages of one job, with a report at each validation. What the user can mend is reported, and not tried again."""
     told: dict[str, Any] = {TIME: 0}
-
-    def walk() -> dict[str, Record]:
-        told[TIME] = 0
-        return _walk(config, listen)
+    step = 0
 
     def listen(kind: str, fields: dict[str, Any]) -> None:
-        if kind in ("resume", "anew"):
-            told[TIME] = fields.get("validations", 0)
+        nonlocal step
+        if kind == "resume":
+            told[TIME], step = fields["validations"], fields["step"]
+        elif kind == "train":
+            told[TIME] = told[TIME] if fields["step"] >= step else 0  # it began anew
+            step = fields["step"]
         elif kind == "validate":
             told.update({f"validation.{name}": value for name, value in fields.items() if name != "step"})
             told[TIME] += 1
             raytune.report(dict(told))
 
     try:
-        records = _once_there_is_room(walk)
+        records = _once_there_is_room(lambda: _walk(config, listen))
     except Paused as paused:
         if config["never_past"] and told[TIME] > config["until"]:
             raytune.report({**told, ERROR: _past(paused.step)})

@@ -10,7 +10,7 @@ import pytest
 from raybm.core.errors import NotFound, StorageError
 from raybm.core.storage import open_storage
 from raybm.data import Jsonl
-from raybm.data.files import File, expand, open_file, place, version
+from raybm.data.files import File, expand, open_file, state, version
 from raybm.data.reading import Facts, Wanted, frames
 
 
@@ -44,10 +44,12 @@ def test_a_file_that_was_unpacked_elsewhere_is_the_same(tmp_path: Path, monkeypa
         (tmp_path / folder / "a.csv").write_text("same")
         os.utime(tmp_path / folder / "a.csv", (len(known), len(known)))
         monkeypatch.chdir(tmp_path / folder)
-        known.append([(place(file), version(file)) for file in expand("a.csv")])
+        known.append(state("a.csv"))
     assert known[0] == known[1] and known[0][0][0] == "a.csv"
     (tmp_path / "there" / "a.csv").write_text("othe")
-    assert version(expand("a.csv")[0]) != known[1][0][1]
+    assert state("a.csv")[0][1] != known[1][0][1]
+    monkeypatch.chdir(tmp_path)
+    assert state(str(tmp_path / "here" / "a.csv"))[0][0] == str(tmp_path / "here" / "a.csv"), "wherever it is asked from"
 
 
 def test_a_changed_file_has_another_version(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +93,19 @@ def test_long_sources_are_cut_and_odd_requests_refused(engine: Rewriter) -> None
         run(engine, GenerateRequest(messages=[{"role": "user", "content": "fox"}], max_tokens=3))
     with pytest.raises(UserError, match="empty"):
         run(engine, GenerateRequest(prompt=" ", max_tokens=3))
+
+
+def test_where_memory_does_not_suffice_waves_are_smaller(engine: Rewriter) -> None:
+    model, lengths = engine.batch.model, (3, 20, 9, 14)
+    requests = [GenerateRequest(prompt=prompt, max_tokens=n, temperature=0.0) for prompt, n in zip(PROMPTS, lengths, strict=True)]
+    expected = ["".join(delta.text for delta in deltas) for deltas in run(engine, *requests)]
+    forward = model.forward
+
+    def limited(*args: Any, decoder_input_ids: torch.Tensor, **more: Any) -> Any:
+        if len(decoder_input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(*args, decoder_input_ids=decoder_input_ids, **more)
+
+    model.forward = limited
+    assert ["".join(delta.text for delta in deltas) for deltas in run(engine, *requests)] == expected
+    engine.check()

@@ -215,6 +215,18 @@ def test_members_that_have_become_alike(ray_session: str, tmp_path: Path) -> Non
     assert len(list((tmp_path / "store" / "artifacts" / "train").iterdir())) == 1
 
 
+def test_paths_begin_where_the_driver_works(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune has each trial work in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    given = spec(tmp_path, {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}, **RAW)
+    (source,) = given.data.sources
+    beside = source.model_copy(update={"path": os.path.relpath(source.path, tmp_path)})
+    given = given.model_copy(update={"data": given.data.model_copy(update={"sources": (beside,)})})
+    drive(given, ray_session)
+    assert [row["end"] for row in rows(tmp_path)] == ["finished"]
+    assert len(list((tmp_path / "store" / "artifacts" / "prepare").iterdir())) == 1, "prepared once"
+
+
 def test_what_the_end_of_the_time_ends_is_kept_and_goes_on(ray_session: str, tmp_path: Path) -> None:
     """Tune says nothing of trials that it ends with everything."""
 

@@ -12,7 +12,8 @@ row b       b b b b b b B        a leaves: its row goes; b leaves: its row and c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -84,7 +85,15 @@ def _place(columns: int, parts: Sequence[tuple[torch.Tensor, int]], rows: int) -
 
 
 class NoMemory(Exception):
-    """The model's pass did not fit into memory; the rows are as they were, the batch is of no use any more."""
+    """What was computed did not fit into memory. The rows are as they were; the batch is of no use any more."""
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NoMemory from error
 
 
 class Batch:
@@ -104,31 +113,35 @@ class Batch:
         self.tokens = self.lengths = self.mask = torch.empty(0, dtype=torch.long, device=model.device)
 
     def regroup(self, keep: Sequence[int], newcomers: Sequence[Row]) -> list[int]:
-        """Rows `keep` (indices) stay, the others leave; newcomers join. Returns the first token of each newcomer."""
+        """Rows `keep` (indices) stay, the others leave; newcomers join. Returns the first token of each newcomer. Raises NoMemory."""
         stay = [self.rows[i] for i in keep]
         if not newcomers and len(stay) == len(self.rows):
             return []
-        first, joined = self._prefill(newcomers) if newcomers else (self.tokens[:0], None)
-        if stay:
-            index = torch.tensor(keep, device=self.model.device) if len(keep) < len(self.rows) else slice(None)
-            width = max(row.cached for row in stay)  # in columns; narrower than the cache when the longest row leaves
-            columns = max([width, *(len(row.ids) for row in newcomers)])
-            for i, layer in enumerate(self.cache.layers):
-                parts = [tuple(old[index, :, old.shape[2] - width :] for old in (layer.keys, layer.values))]
-                if joined:
-                    parts.append((joined.layers[i].keys, joined.layers[i].values))
-                layer.fill(parts, columns)
-            self.tokens = torch.cat([self.tokens[index], first])
-        else:
-            self.cache, self.tokens = joined or Cache(layer_class_to_replicate=SpareLayer), first
+        index = torch.tensor(keep, dtype=torch.long, device=self.model.device) if len(keep) < len(self.rows) else slice(None)
+        with within_memory():
+            logits, joined = self._prefill(newcomers) if newcomers else (None, None)
+            if stay:
+                width = max(row.cached for row in stay)  # in columns; narrower than the cache when the longest row leaves
+                columns = max([width, *(len(row.ids) for row in newcomers)])
+                for i, layer in enumerate(self.cache.layers):
+                    parts = [tuple(old[index, :, old.shape[2] - width :] for old in (layer.keys, layer.values))]
+                    if joined:
+                        parts.append((joined.layers[i].keys, joined.layers[i].values))
+                    layer.fill(parts, columns)
+            else:
+                self.cache = joined or Cache(layer_class_to_replicate=SpareLayer)
+        first = self.tokens[:0] if logits is None else choose(logits, newcomers)  # the last that needs room: it draws
+        self.tokens = torch.cat([self.tokens[index], first]) if stay else first
         self.rows = stay + list(newcomers)
         self.mask, self.lengths = self._mask(self.rows) if self.rows else (self.tokens, self.tokens)
         return list(first.tolist())
 
     def step(self) -> list[int]:
-        """One more token for every row."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
-        self.tokens = self._forward(self.rows, self.cache, self.tokens[:, None], self.mask, self.lengths[:, None])
+        """One more token for every row. Raises NoMemory."""
+        with within_memory():
+            self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
+            logits = self._forward(self.rows, self.cache, self.tokens[:, None], self.mask, self.lengths[:, None])
+        self.tokens = choose(logits, self.rows)
         self.lengths = self.lengths + 1
         for row in self.rows:
             row.cached += 1
@@ -151,12 +164,11 @@ class Batch:
         return mask.long(), lengths
 
     def _forward(self, rows: Sequence[Row], cache: Cache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits (rows, words) of what comes next."""
         even = len({row.cached for row in rows}) == 1  # no padding: attention without a mask is faster
         places = {"position_ids": positions} if self.takes_positions else {}
-        try:
-            output = self.model(
-                input_ids=ids, attention_mask=None if even else mask, past_key_values=cache, use_cache=True, **places, **self.options
-            )
-        except torch.OutOfMemoryError as error:  # before anything was drawn for a row
-            raise NoMemory from error
-        return choose(output.logits[:, -1].float(), rows)
+        output = self.model(
+            input_ids=ids, attention_mask=None if even else mask, past_key_values=cache, use_cache=True, **places, **self.options
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from raybm.core.errors import Unsupported, UserError
 from raybm.engines import features
 from raybm.engines.protocol import GenerateRequest
-from raybm.engines.transformers.batch import Row
+from raybm.engines.transformers.batch import Row, within_memory
 from raybm.engines.transformers.generation import Answer, Generator
 from raybm.engines.transformers.sampling import choose
 from raybm.models.sequences import sources
@@ -84,7 +84,8 @@ class Wave:
             padding = [width - len(source) for source in sources]
             ids = torch.tensor([source + [self.never or 0] * short for source, short in zip(sources, padding, strict=True)], device=device)
             self.mask = torch.tensor([[1] * (width - short) + [0] * short for short in padding], device=device)
-            self.encoded = self.model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
+            with within_memory():
+                self.encoded = self.model.get_encoder()(input_ids=ids, attention_mask=self.mask).last_hidden_state
             return self._forward(torch.tensor([self.start + row.ids[row.prompt_tokens :] for row in newcomers], device=device))
         if len(keep) < len(self.rows):
             self.rows = [self.rows[i] for i in keep]
@@ -98,9 +99,10 @@ class Wave:
         return self._forward(self.tokens[:, None])
 
     def _forward(self, ids: torch.Tensor) -> list[int]:
-        output = self.model(
-            encoder_outputs=(self.encoded,), attention_mask=self.mask, decoder_input_ids=ids, past_key_values=self.cache, use_cache=True
-        )
+        with within_memory():
+            output = self.model(
+                encoder_outputs=(self.encoded,), attention_mask=self.mask, decoder_input_ids=ids, past_key_values=self.cache, use_cache=True
+            )
         self.cache = output.past_key_values
         logits = output.logits[:, -1].float()
         if self.never is not None:
