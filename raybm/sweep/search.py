@@ -323,7 +323,10 @@ class Search:
         self.context.progress(self._line(trial))
 
     def cut(self, point: Point, trial: Trial) -> None:
-        """Note how far one is that the end of the budget ended: it goes on when the same sweep is begun again."""
+        """Note how far one is that the end of the budget ended: it goes on when the same sweep is begun again. One that has come to its
+        rung, and has not said so yet, comes to it once more."""
+        if self.rungs is not None and (time := _time(trial)) and self.rungs.rung(time - 1) == time:
+            return
         point.trials[trial.repeat] = trial
         self.storage.write(f"{trial.name}.json", json.dumps(trial.canonical()).encode())
 

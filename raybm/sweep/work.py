@@ -40,8 +40,8 @@ LETS_GO_S = 120
 def beating(config: dict[str, Any], beats: Any, work: Callable[[dict[str, Any]], None]) -> None:
     """The work, with a sign of life every few seconds."""
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LETS_GO_S)  # read here, where the next trial waits for the end of this one
-    if Path(config.get("cwd", "")).is_dir():  # Tune has changed it, and the job's paths begin where its driver works
-        os.chdir(config["cwd"])
+    if (place := config.get("cwd")) and Path(place).is_dir():  # Tune has changed it, and the job's paths begin where its driver works
+        os.chdir(place)
     over = threading.Event()
 
     def beat() -> None:
@@ -69,7 +69,7 @@ def run_trial(config: dict[str, Any]) -> None:
         if kind == "resume":
             told[TIME], step = fields["validations"], fields["step"]
         elif kind == "train":
-            told[TIME] = told[TIME] if fields["step"] >= step else 0  # it began anew
+            told[TIME] = told[TIME] if fields["step"] > step else 0  # it began anew
             step = fields["step"]
         elif kind == "validate":
             told.update({f"validation.{name}": value for name, value in fields.items() if name != "step"})

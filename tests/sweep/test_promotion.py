@@ -36,6 +36,18 @@ def test_trials_pause_until_they_are_promoted(tmp_path: Path) -> None:
     assert found.winner().train.lr == 0.4
 
 
+def test_one_that_is_ended_at_its_rung_comes_to_it_once_more(tmp_path: Path) -> None:
+    """It would go on unpromoted where it counted as one on its way to the next."""
+    found = search(tmp_path, PROMOTED)
+    following = found.next()
+    assert following is not None and found.until(following[1]) == 1
+    point, trial = following
+    found.cut(point, found.reported(point, trial, {"validations": 1, "validation.loss": 1.0}))
+    again = search(tmp_path, PROMOTED, "again")
+    following = again.next()
+    assert following is not None and following[1].name == trial.name and again.until(following[1]) == 1
+
+
 def test_what_runs_is_waited_for_and_the_best_of_few_goes_on(tmp_path: Path) -> None:
     found = search(tmp_path, PROMOTED | {"budget": {"trials": 2}, "scheduler": {"kind": "asha", "type": "promotion"}})
     first, second = found.next(), found.next()

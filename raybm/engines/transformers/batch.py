@@ -170,5 +170,5 @@ class Batch:
         output = self.model(
             input_ids=ids, attention_mask=None if even else mask, past_key_values=cache, use_cache=True, **places, **self.options
         )
-        logits: torch.Tensor = output.logits[:, -1].float()
-        return logits
+        last: torch.Tensor = output.logits[:, -1]
+        return last.to(torch.float32, copy=output.logits.shape[1] > 1)  # a view would keep those of all places

@@ -292,11 +292,15 @@ class Generator:
             rows[0].over = True
             rows[0].send(UserError(what, where="prompt", remedy="Shorten the prompt, or give the model more memory."))
             return
-        held = len(rows) * max(len(row.ids) for row in rows)
+        held = self._held(rows)
         self.cache_tokens = max(1, min(self.cache_tokens, held) * 3 // 4)
         logger.warning("memory does not suffice for %d tokens; %d are held from now on", held, self.cache_tokens)
         with self.changed:
             self.waiting.extendleft(row for row in reversed(rows) if not row.over)
+
+    def _held(self, rows: list[Answer]) -> int:
+        """Tokens, padding included, as `cache_tokens` counts them."""
+        return len(rows) * max(len(row.ids) for row in rows)
 
     def _newcomers(self, staying: list[Answer]) -> list[Answer]:
         chosen: list[Answer] = []

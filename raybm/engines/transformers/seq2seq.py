@@ -44,6 +44,9 @@ class Rewriter(Generator):
         """The context holds for either side: a long prompt was cut, and an answer of that length ends."""
         return min(request.max_tokens or self.signature.max_length, self.signature.max_length)
 
+    def _held(self, rows: list[Answer]) -> int:
+        return len(rows) * max(row.prompt_tokens + row.limit for row in rows)
+
     def _newcomers(self, staying: list[Answer]) -> list[Answer]:
         chosen: list[Answer] = []
         longest = 0
