@@ -20,7 +20,7 @@ DEADLINE_S = 120.0
 def trials(store: Path) -> dict[str, dict[str, Any]]:
     """By name, as they stand in the storage."""
     found = {}
-    for path in store.glob("sweeps/*/*.json"):
+    for path in store.glob("sweeps/*/?????-?.json"):
         found[path.name] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
