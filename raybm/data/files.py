@@ -111,6 +111,9 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and (not hidden or pattern[0].startswith(".")) and _matches(parts[1:], pattern[1:])
 
 
+DIGESTED_BYTES = 1 << 29  # Ray packs no more
+
+
 def state(path: str) -> list[tuple[str, str]]:
     """What a source's path means now: of each file its path and its version. Of a path that begins in the folder that this process works in
     both are the same wherever that folder is, since a submitted job is unpacked elsewhere each time. Raises NotFound, StorageError."""
@@ -140,9 +143,6 @@ def _content(file: File) -> str:
 def _digest(path: str, version: str) -> str:
     with local_errors(path), open(path, "rb") as stream:  # noqa: PTH123  (as `expand` gives it)
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-DIGESTED_BYTES = 1 << 29  # Ray packs no more
 
 
 class _Digesting(io.RawIOBase):

@@ -150,20 +150,23 @@ class Transfers:
     def __init__(self) -> None:
         self.count = 0
 
-    def check(self) -> None:
+    def begin(self) -> None:
         """Raises Overloaded."""
         if self.count >= self.MAX:
             raise Overloaded(f"{self.MAX} files are on their way already.", remedy="Try again later.")
+        self.count += 1
+
+    def end(self) -> None:
+        self.count -= 1
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """Raises Overloaded."""
-        self.check()
-        self.count += 1
+        self.begin()
         try:
             yield
         finally:
-            self.count -= 1
+            self.end()
 
 
 class Sent(Bounded):
@@ -171,15 +174,14 @@ class Sent(Bounded):
 
     def __init__(self, going: Transfers, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        going.check()
-        going.count += 1
+        going.begin()
         self._going = going
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._going.count -= 1
+            self._going.end()
 
 
 def bounded(request: Request, max_bytes: int, timeout_s: float) -> Request:

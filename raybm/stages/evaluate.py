@@ -47,8 +47,9 @@ REPORT_ROWS = 250
 LATENCY_ROWS, LATENCY_S = 32, 5.0
 """Rows of which each is asked alone, and for how long at the most."""
 BASELINE_ROWS = 100_000
-BASELINE_BYTES = 2_000_000_000
 """Training rows of the baseline at most."""
+BASELINE_BYTES = 2_000_000_000
+"""In memory, of these rows, about."""
 
 logger = logging.getLogger(__name__)
 

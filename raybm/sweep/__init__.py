@@ -6,6 +6,7 @@ used again for the next one; others are gangs of Ray Train's. Each trial stands 
 again leaves the finished ones as they are and begins with those that were not, which go on from their checkpoints.
 """
 
-from raybm.sweep.search import Search, check, run
+from raybm.sweep.before import check
+from raybm.sweep.search import Search, run
 
 __all__ = ["Search", "check", "run"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -14,18 +13,17 @@ from typing import Any
 
 from raybm import runner
 from raybm.core.context import Context
-from raybm.core.errors import Problem, SpecError, UserError
+from raybm.core.errors import SpecError, UserError
 from raybm.core.events import FILE
 from raybm.core.lease import Lease
 from raybm.core.runs import SWEEP, Run
-from raybm.core.storage import Storage
-from raybm.models.spec import ModelInput
 from raybm.search import Asha, Member, Population
-from raybm.search.space import changed, probes
+from raybm.search.space import changed
 from raybm.search.study import Asked, Study
 from raybm.spec.job import JobSpec
 from raybm.spec.sweep import TIME
 from raybm.spec.train import Phase
+from raybm.sweep.before import base, place, prepares
 from raybm.sweep.past import known
 from raybm.sweep.points import Point, Points, shown
 from raybm.sweep.trial import Trial, stored
@@ -33,28 +31,6 @@ from raybm.sweep.trial import Trial, stored
 POINTS = 20
 """That a sampler tries where the spec does not say how many."""
 STEPS = "train.steps"
-
-
-def check(job: JobSpec) -> None:
-    """Whether the job takes every value that may be drawn. Raises SpecError with all that it does not take."""
-    assert job.sweep is not None
-    plain = job.model_copy(update={"sweep": None}).canonical()
-    problems: dict[tuple[str, str], Problem] = {}
-    for path, point in probes(job.sweep.space):
-        try:
-            JobSpec.parse(changed(plain, point))
-        except SpecError as error:
-            for wrong in error.problems:
-                what = wrong.what if wrong.path == path else f"{wrong.path}: {wrong.what}"
-                problems.setdefault((path, what), Problem(f"sweep.space.{path}", f"with {point[path]!r}: {what}", wrong.remedy))
-    if problems:
-        raise SpecError(tuple(problems.values()), "")
-
-
-def prepares(path: str) -> bool:
-    """Whether rows are prepared by this field of the spec."""
-    section, _, field = path.partition(".")
-    return section in ("task", "data") or (section == "model" and field.partition(".")[0] in ModelInput.model_fields)
 
 
 def run(job: JobSpec, run: Run, context: Context, on_ray: Callable[[], AbstractContextManager[Any]], room: Callable[[], int]) -> JobSpec:
@@ -97,24 +73,6 @@ def _search(
     return winner
 
 
-def place(job: JobSpec, storage: Storage) -> str:
-    """Where the trials of a job's sweep stand. By everything that decides what is tried and what comes of it, the data and raybm's own code
-    among them; not by how much."""
-    assert job.sweep is not None
-    spec = job.sweep.canonical()
-    content = {name: spec[name] for name in ("sampler", "scheduler", "objectives", "warm_start")}
-    content["space"] = list(spec["space"].items())  # a grid goes by their order
-    content["artifacts"] = [step.out.key for step in runner.steps(_base(job), storage)]
-    return f"sweeps/{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]}"
-
-
-def _base(job: JobSpec) -> JobSpec:
-    """What a trial does of the job."""
-    assert job.sweep is not None
-    evaluates = any(name.startswith("evaluate.") for name in job.sweep.objectives)
-    return job.model_copy(update={"sweep": None, "publish": None} | ({} if evaluates else {"evaluate": None}))
-
-
 def _time(trial: Trial) -> int:
     """Validations that it has had."""
     return int(trial.metrics.get(TIME, 0))
@@ -136,7 +94,7 @@ class Search:
     def __init__(self, job: JobSpec, context: Context, run: str) -> None:
         assert job.sweep is not None
         self.job, self.spec, self.context, self.run = job, job.sweep, context, run
-        self.base = _base(job)
+        self.base = base(job)
         scheduler = self.spec.scheduler
         self.population = scheduler if isinstance(scheduler, Population) else None
         self.rungs = scheduler if isinstance(scheduler, Asha) and scheduler.type == "promotion" else None

@@ -18,7 +18,7 @@ from raybm.core.lease import Lease
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
 from raybm.sweep.page import write
-from raybm.sweep.search import Search, check, run
+from raybm.sweep.search import Search, run
 from raybm.sweep.trial import Trial
 
 
@@ -99,22 +99,6 @@ def test_mistakes_in_the_section(tmp_path: Path, sweep: dict[str, Any], wrong: s
     with pytest.raises(SpecError) as caught:
         job(tmp_path, sweep)
     assert wrong in str(caught.value)
-
-
-def test_values_that_the_job_does_not_take(tmp_path: Path) -> None:
-    space = {
-        "train.lrr": [1],
-        "train.lr": {"uniform": [-1, 1]},
-        "train.zero.stage": [1, 7],
-        "train.micro_batch": [4, 5],
-        "train.epochs": [1, 2],
-    }
-    with pytest.raises(SpecError) as caught:
-        check(job(tmp_path, {"space": space}))
-    text = str(caught.value)
-    assert "sweep.space.train.lrr" in text and "Did you mean 'lr'?" in text
-    assert "sweep.space.train.lr: with -1.0" in text and "sweep.space.train.zero.stage: with 7" in text
-    assert "sweep.space.train.micro_batch: with 5: train.global_batch: 32 samples cannot be dealt" in text and "epochs" not in text
 
 
 def test_the_best_goes_on(tmp_path: Path) -> None:
