@@ -12,8 +12,9 @@ import numpy as np
 
 from raybm.core.errors import Overloaded, Unsupported, UserError
 from raybm.core.signature import Signature
-from raybm.engines.protocol import Answer, Chosen, Delta, Embeddings, GenerateRequest, Likely, Tokens, ToolCall
+from raybm.engines.protocol import Answer, Chosen, Delta, Embeddings, GenerateRequest, Likely, Scores, Tokens, ToolCall
 from raybm.models import dataurl
+from raybm.serving import scoring
 
 
 class EchoEngine:
@@ -166,6 +167,9 @@ class LocalModel:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return self._can("embed")(texts)
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scores:
+        return await scoring.score(self, self.engine.signature, query, texts)
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return self._can("predict")(rows)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from raybm.core.spec import Spec
+from raybm.models.spec import check_adapter
 
 if TYPE_CHECKING:
     from raybm.core.storage import Storage
     from raybm.engines.protocol import Engine
+
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class EngineBase(Spec):
@@ -70,6 +73,16 @@ class LocalEngine(EngineBase):
 
     def load(self, ref: str | None, storage: Storage) -> Engine:
         return self.build(_folder(ref, storage))
+
+
+class AdaptedEngine(LocalEngine):
+    """One whose language models can answer through adapters."""
+
+    adapters: dict[AdapterName, Annotated[str, AfterValidator(check_adapter)]] = {}
+    """Low-rank adapters (peft's folders) by name: file: or hub: references. NAME:ADAPTER is the `model` of a request for one."""
+
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple(self.adapters)
 
 
 class EncodingEngine(LocalEngine):

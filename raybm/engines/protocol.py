@@ -119,6 +119,13 @@ class Embeddings:
     tokens: tuple[int, ...] = field(default=())  # input tokens of each row
 
 
+@dataclass(frozen=True)
+class Scores:
+    values: tuple[float, ...]
+    """Of each text, beside the one that they are compared with; more is better."""
+    tokens: int
+
+
 class Engine(Protocol):
     signature: Signature
 
@@ -147,7 +154,8 @@ class Embeds(Engine, Protocol):
 class Predicts(Engine, Protocol):
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of the signature's inputs → rows of its outputs, in order, with `tokens` where there are any: a classifier gives {"label",
-        "score", "scores": {label: p}}, one of several labels {"labels", "scores"}, a regressor {"value"}.
+        "score", "scores": {label: p}}, one of several labels {"labels", "scores"}, a regressor {"value"}, of `text` and, where a row has
+        it, `text_pair`.
         Longer texts than the signature's max_length are cut. Safe from several threads. Raises UserError (a row without the inputs)."""
 
 

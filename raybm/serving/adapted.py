@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
 from raybm.serving.gateway import Model
 
 
@@ -33,6 +33,9 @@ class Adapted:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._model.embed(texts)
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scores:
+        return await self._model.score(query, texts)
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return await self._model.predict(rows)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
 from raybm.serving.limits import Refused
 from raybm.spec.serve import GatewaySpec, ServedModel
 
@@ -77,6 +77,10 @@ class Queued:
     def embed(self, texts: Sequence[str]) -> Coroutine[Any, Any, Embeddings]:
         self._once()
         return self._model.embed(texts)
+
+    def score(self, query: str, texts: Sequence[str]) -> Coroutine[Any, Any, Scores]:
+        self._once()
+        return self._model.score(query, texts)
 
     def predict(self, rows: Sequence[dict[str, Any]]) -> Coroutine[Any, Any, list[dict[str, Any]]]:
         self._once()

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from raybm import ops
 from raybm.core.errors import RaybmError
 from raybm.core.storage import Storage, open_storage
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Scores, Tokens
 from raybm.serving import affinity, autoscaling, batches, files
 from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
@@ -198,6 +198,10 @@ class Remote:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         result: Embeddings = await self._call("embed", texts)
+        return result
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scores:
+        result: Scores = await self._call("score", (query, texts))
         return result
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

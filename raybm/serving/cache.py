@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cachetools import TTLCache
 
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
 from raybm.spec.serve import AnswerCache
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class Cached:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._kept_or("embed", texts, lambda: self._model.embed(texts))
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scores:
+        return await self._kept_or("score", (query, texts), lambda: self._model.score(query, texts))
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return await self._kept_or("predict", rows, lambda: self._model.predict(rows))

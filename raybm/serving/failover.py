@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ray.serve.exceptions import BackPressureError
 
 from raybm.core.errors import Overloaded
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
 from raybm.serving.gateway import Model
 from raybm.serving.statuses import LOST
 
@@ -64,6 +64,9 @@ class Failover:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._again(lambda: self._model.embed(texts))
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scores:
+        return await self._again(lambda: self._model.score(query, texts))
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return await self._again(lambda: self._model.predict(rows))

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from raybm.core.errors import DeadlineExceeded, NotFound
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
 from raybm.serving import resume, statuses, wire
 from raybm.serving.admission import Queue, Queued
 from raybm.serving.auth import Keys
@@ -34,6 +34,7 @@ class Model(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]: ...
     async def complete(self, request: GenerateRequest) -> Answer: ...
     async def embed(self, texts: Sequence[str]) -> Embeddings: ...
+    async def score(self, query: str, texts: Sequence[str]) -> Scores: ...
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
     async def tokenize(self, request: GenerateRequest, special: bool) -> Tokens: ...
     async def detokenize(self, ids: Sequence[int]) -> str: ...
@@ -152,9 +153,14 @@ class Gateway:
                 self.metrics.tokens(name, request.state.tenant, delta.prompt_tokens if first else 0, written)
             await source.aclose()
 
-    async def embed(self, request: Request, model: Model, query: wire.Embed | wire.Compare) -> Response:
+    async def embed(self, request: Request, model: Model, query: wire.Embed) -> Response:
         result = await model.embed(query.texts())
         self.metrics.tokens(query.model, request.state.tenant, sum(result.tokens), 0)
+        return JSONResponse(query.answer(result))
+
+    async def score(self, request: Request, model: Model, query: wire.Compare) -> Response:
+        result = await model.score(*query.compared())
+        self.metrics.tokens(query.model, request.state.tenant, result.tokens, 0)
         return JSONResponse(query.answer(result))
 
     async def predict(self, request: Request, model: Model, query: wire.Predict) -> Response:

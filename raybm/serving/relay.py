@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Tokens
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Scores, Tokens
+from raybm.serving import scoring
 from raybm.serving.unsupported import cannot, needs, no_tokenizer
 
 
@@ -33,6 +34,9 @@ class Relay:
         needs(self._name, self._engine.signature, "embeds")
         async with self._places:
             return await self._engine.embed_async(texts)
+
+    async def score(self, query: str, texts: Sequence[str]) -> Scores:
+        return await scoring.score(self, self._engine.signature, query, texts)
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         raise cannot(self._name, self._engine.signature, "predicts")

@@ -13,8 +13,8 @@ from ray import serve
 
 from raybm.core.errors import EngineDied, RaybmError, UserError
 from raybm.core.signature import Protocol
-from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Tokenizes, Tokens
-from raybm.serving import coldstart, tracing
+from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokenizes, Tokens
+from raybm.serving import coldstart, scoring, tracing
 from raybm.serving.logs import log_with_serve
 from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.parcel import packed, unpacked
@@ -59,8 +59,8 @@ class Replica:
         return self.watch.stats()
 
     async def call(self, method: str, parcel: bytes) -> bytes:
-        """One of complete, embed, predict, tokenize, detokenize, with its packed argument and Origin. A RaybmError is returned, not raised:
-        Serve logs a traceback for every error that a replica raises, and a client's mistake is none of ours."""
+        """One of complete, embed, score, predict, tokenize, detokenize, with its packed argument and Origin. A RaybmError is returned, not
+        raised: Serve logs a traceback for every error that a replica raises, and a client's mistake is none of ours."""
         argument, origin = unpacked(parcel)
         with self.watch.request(method, origin):
             try:
@@ -114,6 +114,10 @@ class Replica:
         with self.watch.rows(len(texts)):
             rows = await _all(self._embed(text) for text in texts)
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
+
+    async def score(self, asked: tuple[str, Sequence[str]]) -> Scores:
+        """`asked`: a text, and those that are compared with it."""
+        return await scoring.score(self, self.engine.signature, *asked)
 
     async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows of the signature's inputs → rows of its outputs."""

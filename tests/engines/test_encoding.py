@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,3 +94,19 @@ def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     engine.close()
     with pytest.raises(RaybmError, match="closed"):
         engine.predict([{"text": "fox"}])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("make", [tiny.classifier, tiny.regressor])
+def test_pairs_of_texts_beside_texts(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    engine: Any = build(SPEC, make(tmp_path))
+    rows = [{"text": "fox", "text_pair": "dog over fox"}, {"text": "fox"}, {"text": "lazy dog", "text_pair": "jumps"}]
+    rows.append({"text": "the " * 10, "text_pair": "fox " * 100})
+    for row, answer in zip(rows, engine.predict(rows), strict=True):
+        inputs = engine.tokenizer(*row.values(), truncation=True, max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            logits = engine.model(**inputs).logits[0]
+        found = [answer["value"]] if "value" in answer else list(answer["scores"].values())
+        assert np.allclose(found, (logits if "value" in answer else torch.softmax(logits, -1)).tolist(), atol=1e-5)
+        assert answer["tokens"] == inputs.input_ids.shape[1]
+    with pytest.raises(UserError, match=r"text_pair: row 0 has \['fox'\]"):
+        engine.predict([{"text": "fox", "text_pair": ["fox"]}])

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertForSequenceClassification
 
 from raybm.core.errors import Unsupported
-from raybm.core.signature import Signature
 from raybm.engines.onnx.spec import Onnx
 from raybm.engines.transformers.spec import Transformers
 from raybm.models.references import resolve
@@ -26,16 +24,9 @@ pytestmark = pytest.mark.integration  # an export takes seconds
 TEXTS = ["fox", "the quick brown fox jumps over the lazy dog", "", "over the dog " * 20]
 
 
-def regressor(folder: Path) -> Path:
-    BertForSequenceClassification(tiny._bert(num_labels=1, problem_type="regression")).save_pretrained(folder)
-    tiny.text_tokenizer().save_pretrained(folder)
-    Signature(problem="regression", protocols=("predicts",), inputs=("text",), outputs=("value",), max_length=32).write(folder)
-    return folder
-
-
 CASES: dict[str, tuple[Callable[[Path], Path], list[dict[str, Any]]]] = {
     "text_classification": (tiny.classifier, [{"text": text} for text in TEXTS]),
-    "regression": (regressor, [{"text": text} for text in TEXTS]),
+    "regression": (tiny.regressor, [{"text": text} for text in TEXTS]),
     "token_classification": (tiny.tagger, [{"tokens": text.split()} for text in TEXTS]),
     "question_answering": (tiny.reader, [{"question": "fox", "context": text or "dog"} for text in TEXTS]),
     "masked_lm": (tiny.filler, [{"text": f"[MASK] {text}"} for text in TEXTS]),

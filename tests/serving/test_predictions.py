@@ -11,6 +11,8 @@ import pytest
 
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
+from raybm.models.signature import infer_signature
+from raybm.serving.unsupported import cannot
 from raybm.serving.wire.answers import PredictAnswer
 from tests.engines import tiny
 from tests.fakes import LengthClassifier, LocalModel
@@ -66,3 +68,22 @@ def test_numbers_that_json_has_not_are_null() -> None:
             return [{"value": math.inf, "scores": {"a": math.nan, "b": 0.5}} for _ in rows]
 
     assert classified({"m": LocalModel(Extreme())}, {"age": 1e300}) == [{"value": None, "scores": {"a": None, "b": 0.5}}]
+
+
+def test_a_cross_encoder_ranks(tmp_path: Path) -> None:
+    engine = build(Transformers(precision="fp32"), tiny.regressor(tmp_path))
+    app, documents = make_app(models={"m": LocalModel(engine)}), ["lazy dog", "fox", "the quick brown fox"]
+    rows = classified({"m": LocalModel(engine)}, [{"text": "fox", "text_pair": document} for document in documents])
+    expected = [1 / (1 + math.exp(-row["value"])) for row in rows]
+    scores = ask(app, "POST", "/v1/score", json={"model": "m", "text_1": "fox", "text_2": documents}).json()
+    assert [row["score"] for row in scores["data"]] == pytest.approx(expected, abs=1e-5)
+    ranked = ask(app, "POST", "/v1/rerank", json={"model": "m", "query": "fox", "documents": documents, "top_n": 2}).json()
+    assert [row["index"] for row in ranked["results"]] == sorted(range(3), key=lambda index: -expected[index])[:2]
+    assert ranked["usage"] == scores["usage"] and ranked["usage"]["prompt_tokens"] > 0
+    engine.close()
+
+
+def test_what_a_cross_encoder_is_told_not_to_do(tmp_path: Path) -> None:
+    signature = infer_signature(tiny.regressor(tmp_path))
+    told = str(cannot("m", signature, "embeds"))
+    assert "does not answer /v1/embeddings." in told and "/v1/classify and /v1/images/classify and /v1/score and /v1/rerank." in told

@@ -19,6 +19,8 @@ from raybm.engines.tokens import as_text, as_tokens
 
 Pool = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # hidden states (rows, tokens, width), mask (rows, tokens) → (rows, width)
 
+Text = str | tuple[str, str]
+
 ALIKE = 2 / 3  # of a batch's longest row: of 32 texts of one to eight sentences it leaves 15 % padding, where one batch has 76 %
 THRESHOLD = 0.5  # of the probability with which one label of several is given
 
@@ -63,15 +65,22 @@ class Encoder(Loaded):
         with self.tokenizing:
             return as_text(self.tokenizer, ids)
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """`padded`, of texts."""
+    def _batches(self, texts: Sequence[Text]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """`padded`, of texts and pairs of texts."""
         self.check()
-        if not texts:
-            return
+        rows: dict[int, dict[str, list[int]]] = {}
+        for kind in (str, tuple):
+            places = [place for place, text in enumerate(texts) if isinstance(text, kind)]
+            rows |= zip(places, self._encoded([texts[place] for place in places]), strict=True) if places else ()
+        yield from self.padded([rows[place] for place in range(len(texts))])
+
+    def _encoded(self, texts: Sequence[Text]) -> list[dict[str, list[int]]]:
+        """Inputs of texts, or of pairs."""
+        columns = zip(*texts, strict=True) if isinstance(texts[0], tuple) else (texts,)
         with self.tokenizing:
-            encoded = self.tokenizer(list(texts), truncation=True, max_length=self.signature.max_length)
+            encoded = self.tokenizer(*map(list, columns), truncation=True, max_length=self.signature.max_length)
         names = [name for name in self.tokenizer.model_input_names if name in encoded]
-        yield from self.padded([self._some({name: encoded[name][i] for name in names}) for i in range(len(texts))])
+        return [self._some({name: encoded[name][i] for name in names}) for i in range(len(texts))]
 
     def _some(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
         """A text that is no token (an empty one, where the tokenizer puts nothing around it) is an unknown one."""
@@ -109,9 +118,8 @@ class Classifier(Encoder):
         self.labels = signature.labels or tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        texts = [text_of(row, i) for i, row in enumerate(rows)]
         answers: dict[int, dict[str, Any]] = {}
-        for places, inputs in self._batches(texts):
+        for places, inputs in self._batches([texts_of(row, i) for i, row in enumerate(rows)]):
             with torch.inference_mode():
                 logits = self.model(**inputs).logits.float()
                 shares = torch.sigmoid(logits) if self.several else torch.softmax(logits, dim=-1)
@@ -158,6 +166,14 @@ def text_of(row: Mapping[str, Any], number: int) -> str:
             f"row {number} has {'no text' if text is None else repr(text)[:40]}.", where="text", remedy="Give each row a string `text`."
         )
     return text
+
+
+def texts_of(row: Mapping[str, Any], number: int) -> Text:
+    """The `text`, and the `text_pair` of a row that has one."""
+    pair = row.get("text_pair")
+    if not isinstance(pair, str | None):
+        raise UserError(f"row {number} has {repr(pair)[:40]}.", where="text_pair", remedy="Give a string, or leave it out.")
+    return text_of(row, number) if pair is None else (text_of(row, number), pair)
 
 
 # ---- pooling (sentence-transformers' modules.json and N_Pooling/config.json)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from raybm.core.errors import DataError, UserError
 from raybm.core.signature import Signature
-from raybm.engines.encoders.encoding import Encoder, Loaded, text_of
+from raybm.engines.encoders.encoding import Encoder, Loaded, texts_of
 from raybm.models.tabular import FILE, Columns
 
 
@@ -29,11 +29,11 @@ def regressor(model: PreTrainedModel, processor: Any, signature: Signature, max_
 
 
 class TextRegressor(Encoder):
-    """A number for a text (Predicts)."""
+    """A number for a text, or for two, as cross-encoders give it (Predicts)."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         answers: dict[int, dict[str, Any]] = {}
-        for places, inputs in self._batches([text_of(row, i) for i, row in enumerate(rows)]):
+        for places, inputs in self._batches([texts_of(row, i) for i, row in enumerate(rows)]):
             values, lengths = _values(self.model, inputs), inputs["attention_mask"].sum(1).tolist()
             for place, value, tokens in zip(places, values, lengths, strict=True):
                 answers[place] = {"value": value, "tokens": tokens}

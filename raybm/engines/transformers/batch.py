@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from raybm.core.errors import Unsupported
+from raybm.engines.transformers.adapters import Adapters
 from raybm.engines.transformers.sampling import Noted, choose
 from raybm.engines.vocabulary import Constraint
 
@@ -42,6 +43,7 @@ class Row:
     presence_penalty: float = 0.0
     constraint: Constraint | None = None
     logprobs: int | None = None  # how many of the likeliest tokens to note
+    adapter: str | None = None
     likely: Noted | None = None  # of the token that was chosen last
 
 
@@ -99,14 +101,14 @@ def within_memory() -> Iterator[None]:
 class Batch:
     """Rows that are generated together. All methods run under torch.inference_mode, on one thread."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, adapters: Adapters) -> None:
         kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
         accepted = inspect.signature(model.forward).parameters
         if not kinds <= ATTENTION or "past_key_values" not in accepted or getattr(model, "_is_stateful", False):
             raise Unsupported(
                 f"{type(model).__name__} keeps a state other than keys and values.", remedy="Serve it with an engine that knows its layers."
             )
-        self.model, self.rows = model, list[Row]()
+        self.model, self.adapters, self.rows = model, adapters, list[Row]()
         self.takes_positions = "position_ids" in accepted
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.cache = Cache(layer_class_to_replicate=SpareLayer)
@@ -165,6 +167,7 @@ class Batch:
 
     def _forward(self, rows: Sequence[Row], cache: Cache, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits (rows, words) of what comes next."""
+        self.adapters.choose([row.adapter for row in rows])
         even = len({row.cached for row in rows}) == 1  # no padding: attention without a mask is faster
         places = {"position_ids": positions} if self.takes_positions else {}
         output = self.model(

@@ -34,6 +34,9 @@ def build(spec: Transformers, folder: Path) -> Engine:
     problem = signature.problem
     if problem not in GENERATORS and problem not in ENCODERS:
         raise Unsupported(f"a model for {problem} is nothing it can serve.", where=str(folder), remedy="See its signature.json.")
+    if spec.adapters and problem not in GENERATORS:
+        what = f"a model for {problem} has none."
+        raise Unsupported(what, where="engine.adapters", remedy="Merge the adapter into the model, and serve that.")
     own.register()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     family = GENERATORS[problem][0] if problem in GENERATORS else ENCODERS[problem].family

@@ -19,6 +19,7 @@ from raybm.engines import toolcalls
 from raybm.engines.prompts import answer_limit, prompt_ids, style
 from raybm.engines.protocol import Chosen, Delta, FinishReason, GenerateRequest, Likely, Tokens, ToolCall
 from raybm.engines.tokens import as_text, as_tokens
+from raybm.engines.transformers.adapters import Adapters
 from raybm.engines.transformers.batch import Batch, NoMemory, Row
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.transformers.textstream import TextStream
@@ -125,6 +126,7 @@ class Generator:
         self.tokenizing = threading.Lock()
         self.vocabulary = Vocabulary(tokenizer, self.ends)
         self.words = int(model.config.get_text_config(decoder=True).vocab_size)
+        self.adapters = Adapters(model, spec.adapters)
         self.batch = self._batch(model)
         self.answers: list[Answer] = []  # the batch's rows
         self.waiting: deque[Answer] = deque()
@@ -176,7 +178,7 @@ class Generator:
         self.thread.join(CLOSE_TIMEOUT_S)
 
     def _batch(self, model: PreTrainedModel) -> Any:
-        return Batch(model)
+        return Batch(model, self.adapters)
 
     # ---- beside the event loop, which a long prompt would hold up: from a request to a row
 
@@ -203,6 +205,7 @@ class Generator:
             presence_penalty=request.presence_penalty,
             constraint=self._constraint(request),
             logprobs=request.logprobs,
+            adapter=request.adapter,
             limit=limit,
             text=TextStream(self.tokenizer, self._before(prompt), request.stop),
             vocabulary=self.vocabulary,

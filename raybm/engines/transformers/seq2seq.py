@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from raybm.core.errors import Unsupported, UserError
 from raybm.engines import features
 from raybm.engines.protocol import GenerateRequest
+from raybm.engines.transformers.adapters import Adapters
 from raybm.engines.transformers.batch import Row, within_memory
 from raybm.engines.transformers.generation import Answer, Generator
 from raybm.engines.transformers.sampling import choose
@@ -25,7 +26,7 @@ class Rewriter(Generator):
     """An encoder-decoder that answers many requests at once (Generates)."""
 
     def _batch(self, model: PreTrainedModel) -> Wave:
-        return Wave(model)
+        return Wave(model, self.adapters)
 
     def _prompt(self, request: GenerateRequest) -> list[int]:
         if request.prompt is None:
@@ -65,8 +66,8 @@ class Wave:
     """Rows that are decoded together, all as far as each other; the prompt of a row's `ids` is the encoder's. Under
     torch.inference_mode, on one thread; `regroup` and `step` as a language model's Batch has them."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.rows = model, list[Row]()
+    def __init__(self, model: PreTrainedModel, adapters: Adapters) -> None:
+        self.model, self.adapters, self.rows = model, adapters, list[Row]()
         settings = model.generation_config
         start = settings.decoder_start_token_id if settings.decoder_start_token_id is not None else model.config.decoder_start_token_id
         if start is None:
@@ -81,6 +82,7 @@ class Wave:
         """Rows `keep` stay, or newcomers begin where none does. Returns the first token of each newcomer."""
         if newcomers:
             self.rows, self.cache = list(newcomers), None
+            self.adapters.choose([row.adapter for row in self.rows])
             device = self.model.device
             sources = [row.ids[: row.prompt_tokens] for row in newcomers]
             width = max(len(source) for source in sources)
@@ -92,6 +94,7 @@ class Wave:
             return self._forward(torch.tensor([self.start + row.ids[row.prompt_tokens :] for row in newcomers], device=device))
         if len(keep) < len(self.rows):
             self.rows = [self.rows[i] for i in keep]
+            self.adapters.choose([row.adapter for row in self.rows])
             index = torch.tensor(keep, dtype=torch.long, device=self.model.device)
             self.tokens, self.mask, self.encoded = self.tokens[index], self.mask[index], self.encoded[index]
             self.cache.batch_select_indices(index)

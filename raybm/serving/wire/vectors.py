@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from raybm.engines.protocol import Embeddings
+from raybm.engines.protocol import Embeddings, Scores
 from raybm.serving.wire.base import Inputs, Json, Wire, usage
 
 
@@ -29,23 +29,17 @@ class Embed(Inputs):
 
 
 class Compare(Wire, ABC):
-    """Texts beside a text, by the cosine of their embeddings."""
+    """Texts beside a text: by a cross-encoder, or by the cosine of embeddings."""
 
     @abstractmethod
-    def texts(self) -> tuple[str, ...]:
-        """What is compared, then what it is compared with."""
+    def compared(self) -> tuple[str, list[str]]:
+        """The text, and those that are compared with it."""
 
     def inputs(self) -> int:
-        return len(self.texts())
+        return 1 + len(self.compared()[1])
 
     @abstractmethod
-    def answer(self, result: Embeddings) -> Json: ...
-
-    def _scores(self, result: Embeddings) -> list[float]:
-        vectors = np.asarray(result.vectors, dtype=np.float64)
-        units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        scores: list[float] = (units[1:] @ units[0]).round(6).tolist()
-        return scores
+    def answer(self, result: Scores) -> Json: ...
 
 
 class Score(Compare):
@@ -54,12 +48,12 @@ class Score(Compare):
     text_1: str
     text_2: str | Annotated[list[str], Field(min_length=1)]
 
-    def texts(self) -> tuple[str, ...]:
-        return (self.text_1, *((self.text_2,) if isinstance(self.text_2, str) else self.text_2))
+    def compared(self) -> tuple[str, list[str]]:
+        return self.text_1, [self.text_2] if isinstance(self.text_2, str) else self.text_2
 
-    def answer(self, result: Embeddings) -> Json:
-        data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(self._scores(result))]
-        return {"object": "list", "data": data, "model": self.model, "usage": usage(sum(result.tokens))}
+    def answer(self, result: Scores) -> Json:
+        data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(result.values)]
+        return {"object": "list", "data": data, "model": self.model, "usage": usage(result.tokens)}
 
 
 class Rerank(Compare):
@@ -70,13 +64,13 @@ class Rerank(Compare):
     top_n: PositiveInt | None = None
     return_documents: bool = True
 
-    def texts(self) -> tuple[str, ...]:
-        return (self.query, *self.documents)
+    def compared(self) -> tuple[str, list[str]]:
+        return self.query, self.documents
 
-    def answer(self, result: Embeddings) -> Json:
-        ranked = sorted(enumerate(self._scores(result)), key=lambda found: -found[1])[: self.top_n]
+    def answer(self, result: Scores) -> Json:
+        ranked = sorted(enumerate(result.values), key=lambda found: -found[1])[: self.top_n]
         results = [
             {"index": index, "relevance_score": score} | ({"document": {"text": self.documents[index]}} if self.return_documents else {})
             for index, score in ranked
         ]
-        return {"model": self.model, "results": results, "usage": usage(sum(result.tokens))}
+        return {"model": self.model, "results": results, "usage": usage(result.tokens)}

@@ -1,0 +1,42 @@
+"""How well texts go with another text: by the model itself where it reads two at once, else by the cosine of their embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from raybm.core.signature import Signature
+from raybm.engines.protocol import Embeddings, Scores
+
+
+class Asked(Protocol):
+    async def embed(self, texts: Sequence[str]) -> Embeddings: ...
+    async def predict(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+
+async def score(model: Asked, signature: Signature, query: str, texts: Sequence[str]) -> Scores:
+    """Of each text. Raises what the model raises."""
+    if not reads_pairs(signature):
+        return _cosines(await model.embed((query, *texts)))
+    rows = await model.predict([{"text": query, "text_pair": text} for text in texts])
+    return Scores(tuple(_logistic(row["value"]) for row in rows), sum(row["tokens"] for row in rows))
+
+
+def reads_pairs(signature: Signature) -> bool:
+    """Whether the model gives a number for a text, and so, as cross-encoders do, for two."""
+    return signature.problem == "regression" and signature.inputs == ("text",)
+
+
+def _logistic(value: float) -> float:
+    """Of a cross-encoder's one number: its probability that the texts belong together (sentence-transformers' CrossEncoder)."""
+    return 1 / (1 + math.exp(-max(value, -700.0)))  # below, exp overflows
+
+
+def _cosines(found: Embeddings) -> Scores:
+    """Of the first vector with the others."""
+    vectors = np.asarray(found.vectors, dtype=np.float64)
+    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return Scores(tuple((units[1:] @ units[0]).round(6).tolist()), sum(found.tokens))
