@@ -34,6 +34,8 @@ class Signature(Spec):
     """Columns of an answer row, such as ("label", "score", "scores"), ("text",) or ("embedding",)."""
     labels: tuple[str, ...] = ()
     """Class names in the order of the logits."""
+    pairs: bool = False
+    """Whether its number tells how well a `text_pair`, which a row may have, goes with the `text` (a cross-encoder)."""
     max_length: int = 512
     """Longest input in tokens; for a language model, the context (prompt and answer)."""
 

@@ -29,7 +29,9 @@ def infer_signature(folder: Path) -> Signature:
         labels = _labels(config)
         several = config.get("problem_type") == "multi_label_classification"
         if len(labels) == 1 and not several:
-            return Signature(problem="regression", protocols=("predicts",), inputs=("text",), outputs=("value",), max_length=length)
+            return Signature(
+                problem="regression", protocols=("predicts",), inputs=("text",), outputs=("value",), pairs=True, max_length=length
+            )
         return Signature(
             problem="text_classification",
             protocols=("predicts",),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from raybm.core.errors import RaybmError
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Embeddings, Scores
 
@@ -19,19 +20,18 @@ class Asked(Protocol):
 
 async def score(model: Asked, signature: Signature, query: str, texts: Sequence[str]) -> Scores:
     """Of each text. Raises what the model raises."""
-    if not reads_pairs(signature):
-        return _cosines(await model.embed((query, *texts)))
-    rows = await model.predict([{"text": query, "text_pair": text} for text in texts])
-    return Scores(tuple(_logistic(row["value"]) for row in rows), sum(row["tokens"] for row in rows))
-
-
-def reads_pairs(signature: Signature) -> bool:
-    """Whether the model gives a number for a text, and so, as cross-encoders do, for two."""
-    return signature.problem == "regression" and signature.inputs == ("text",)
+    if signature.pairs:
+        rows = await model.predict([{"text": query, "text_pair": text} for text in texts])
+        found = Scores(tuple(_logistic(row["value"]) for row in rows), sum(row["tokens"] for row in rows))
+    else:
+        found = _cosines(await model.embed((query, *texts)))
+    if not all(map(math.isfinite, found.values)):
+        raise RaybmError("the model's score is no number.", remedy="See whether its weights are whole.")
+    return found
 
 
 def _logistic(value: float) -> float:
-    """Of a cross-encoder's one number: its probability that the texts belong together (sentence-transformers' CrossEncoder)."""
+    """Of a cross-encoder's one number: between 0 and 1, in the same order."""
     return 1 / (1 + math.exp(-max(value, -700.0)))  # below, exp overflows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from raybm.core.errors import Unsupported
 from raybm.core.signature import Protocol, Signature
-from raybm.serving.scoring import reads_pairs
 
 _ASKS: dict[Protocol, str] = {
     "generates": "/v1/chat/completions and /v1/completions",
@@ -22,7 +21,7 @@ def needs(model: str, signature: Signature, protocol: Protocol) -> None:
 def cannot(model: str, signature: Signature, protocol: Protocol) -> Unsupported:
     answers = [_ASKS[one] for one in signature.protocols]
     asked = _ASKS[protocol]
-    if reads_pairs(signature):
+    if signature.pairs:
         answers.append("/v1/score and /v1/rerank")
         asked = asked.replace(", /v1/score and /v1/rerank", "")
     return Unsupported(f"the model {model} does not answer {asked}.", remedy=f"It answers {' and '.join(answers)}.")

@@ -51,6 +51,7 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
     scheduler = None
     if spec.scheduler is not None and not isinstance(spec.scheduler, Population) and not search.pauses:
         scheduler = spec.scheduler.build(search.points.first, spec.objectives[search.points.first], TIME)
+        recall(scheduler, search)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     beats = ray.remote(num_cpus=0, scheduling_strategy=here)(Beats).remote(search.base.train.stall_timeout_s)
     hours, room = spec.budget.hours, max(1, room)  # one where an autoscaler has yet to bring the nodes
@@ -89,6 +90,20 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
         shutil.rmtree(folder, ignore_errors=True)
     if search.spent:
         search.context.progress(f"sweep: the budget's energy is used up ({search.points.energy_kwh():.3g} kWh)")
+
+
+def recall(scheduler: Any, search: Search) -> None:
+    """Has a scheduler of Tune compare with the trials that were over before this run, too."""
+
+    class Over:
+        def __init__(self, name: str) -> None:
+            self.trial_id = name
+
+    for known in (trial for point in search.points for trial in point.trials if trial.end in (FINISHED, "stopped")):
+        trial = Over(known.name)
+        scheduler.on_trial_add(None, trial)
+        for metrics in known.curve:
+            scheduler.on_trial_result(None, trial, metrics)
 
 
 def _ask(resources: Resources) -> dict[str, float]:

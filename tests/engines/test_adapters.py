@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, OPTConfig, OPTForCausalLM
 
 from raybm.core.errors import NotFound, Unsupported
 from raybm.engines.protocol import Answer, GenerateRequest
@@ -60,7 +61,7 @@ def asked(prompt: str, name: str | None = None) -> GenerateRequest:
 def test_rows_of_one_batch_go_through_adapters_of_their_own(tmp_path: Path, kind: str) -> None:
     make, family, targets = KINDS[kind]
     folder = make(tmp_path / "base")
-    one = adapter(folder, family, LoraConfig(r=4, target_modules=targets), tmp_path / "one", 1)
+    one = adapter(folder, family, LoraConfig(r=4, target_modules=targets, lora_dropout=0.5), tmp_path / "one", 1)
     two = adapter(folder, family, LoraConfig(r=2, target_modules=targets[:1]), tmp_path / "two", 2)
     expected = {}
     for name, where in (("one.1", one / "merged"), ("two", two / "merged"), (None, folder)):
@@ -72,6 +73,8 @@ def test_rows_of_one_batch_go_through_adapters_of_their_own(tmp_path: Path, kind
     with closing(Transformers(precision="fp32", adapters=refs).build(folder)) as engine:
         asked_for = [(prompt, name) for prompt in PROMPTS for name in ("one.1", None, "two")]
         said = answers(engine, *(asked(prompt, name) for prompt, name in asked_for))
+        with pytest.raises(NotFound, match=r"There are: one\.1, two"):
+            answers(engine, asked("fox", "three"))
         assert said == [expected[name][PROMPTS.index(prompt)] for prompt, name in asked_for]
 
 
@@ -86,6 +89,17 @@ def test_what_cannot_be_an_adapter_is_refused_with_the_reason(tmp_path: Path) ->
     refused(NotFound, r"adapter_config\.json", "nowhere")
     adapter(folder, AutoModelForCausalLM, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True), tmp_path / "dora")
     refused(Unsupported, "use_dora", "dora/adapter")
+    adapter(folder, AutoModelForCausalLM, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"), tmp_path / "pissa")
+    refused(Unsupported, "init_lora_weights", "pissa/adapter")
+    adapter(folder, AutoModelForCausalLM, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]), tmp_path / "head")
+    weights = load_file(tmp_path / "head/adapter/adapter_model.safetensors")
+    assert [key for key in weights if ".lora_" not in key] == ["base_model.model.lm_head.base_layer.weight"], "peft keeps it beside"
+    Transformers(adapters={"x": f"file:{tmp_path}/head/adapter"}).build(folder).close()
+    weights["base_model.model.lm_head.base_layer.weight"] += 1
+    save_file(weights, tmp_path / "head/adapter/adapter_model.safetensors")
+    refused(Unsupported, "lm_head", "head/adapter")
+    (tmp_path / "head/adapter/adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    refused(Unsupported, "cannot be read", "head/adapter")
     ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     adapter(folder, AutoModelForCausalLM, ia3, tmp_path / "ia3")
     refused(Unsupported, "IA3, no low-rank adapter", "ia3/adapter")
@@ -95,3 +109,13 @@ def test_what_cannot_be_an_adapter_is_refused_with_the_reason(tmp_path: Path) ->
     config = json.loads((fits / "adapter/adapter_config.json").read_text())
     (fits / "adapter/adapter_config.json").write_text(json.dumps(config | {"r": 3}))
     refused(Unsupported, "does not fit", "fits/adapter")
+
+
+def test_layers_that_have_lost_whose_tokens_they_see(tmp_path: Path) -> None:
+    """OPT's see all rows' tokens as one list: peft cannot tell which adapter a token is for."""
+    config = OPTConfig(vocab_size=300, hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=32)
+    tiny.chat_tokenizer().save_pretrained(tmp_path / "base")
+    OPTForCausalLM(config).save_pretrained(tmp_path / "base")
+    adapter(tmp_path / "base", AutoModelForCausalLM, LoraConfig(r=2, target_modules=["fc1"]), tmp_path)
+    with pytest.raises(Unsupported, match="cannot be one of several in a OPTForCausalLM"):
+        Transformers(adapters={"x": f"file:{tmp_path}/adapter"}).build(tmp_path / "base")

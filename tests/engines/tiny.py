@@ -126,10 +126,15 @@ def classifier(folder: Path, labels: tuple[str, ...] = ("bad", "good", "so-so"))
 
 
 def regressor(folder: Path) -> Path:
-    """A number for a text, or for two: what cross-encoders are."""
     BertForSequenceClassification(_bert(num_labels=1, problem_type="regression")).save_pretrained(folder)
     text_tokenizer().save_pretrained(folder)
     Signature(problem="regression", protocols=("predicts",), inputs=("text",), outputs=("value",), max_length=32).write(folder)
+    return folder
+
+
+def cross_encoder(folder: Path) -> Path:
+    """As it comes from the hub, without a signature."""
+    (regressor(folder) / "signature.json").unlink()
     return folder
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from raybm.engines.protocol import Embeddings
 from raybm.engines.transformers.engine import build
 from raybm.engines.transformers.spec import Transformers
-from raybm.models.signature import infer_signature
 from raybm.serving.unsupported import cannot
 from raybm.serving.wire.answers import PredictAnswer
 from tests.engines import tiny
@@ -71,7 +72,7 @@ def test_numbers_that_json_has_not_are_null() -> None:
 
 
 def test_a_cross_encoder_ranks(tmp_path: Path) -> None:
-    engine = build(Transformers(precision="fp32"), tiny.regressor(tmp_path))
+    engine = build(Transformers(precision="fp32"), tiny.cross_encoder(tmp_path))
     app, documents = make_app(models={"m": LocalModel(engine)}), ["lazy dog", "fox", "the quick brown fox"]
     rows = classified({"m": LocalModel(engine)}, [{"text": "fox", "text_pair": document} for document in documents])
     expected = [1 / (1 + math.exp(-row["value"])) for row in rows]
@@ -80,10 +81,23 @@ def test_a_cross_encoder_ranks(tmp_path: Path) -> None:
     ranked = ask(app, "POST", "/v1/rerank", json={"model": "m", "query": "fox", "documents": documents, "top_n": 2}).json()
     assert [row["index"] for row in ranked["results"]] == sorted(range(3), key=lambda index: -expected[index])[:2]
     assert ranked["usage"] == scores["usage"] and ranked["usage"]["prompt_tokens"] > 0
+    told = str(cannot("m", engine.signature, "embeds"))
+    assert "does not answer /v1/embeddings." in told and "/v1/classify and /v1/images/classify and /v1/score and /v1/rerank." in told
     engine.close()
 
 
-def test_what_a_cross_encoder_is_told_not_to_do(tmp_path: Path) -> None:
-    signature = infer_signature(tiny.regressor(tmp_path))
-    told = str(cannot("m", signature, "embeds"))
-    assert "does not answer /v1/embeddings." in told and "/v1/classify and /v1/images/classify and /v1/score and /v1/rerank." in told
+def test_a_number_that_is_no_score_of_pairs(tmp_path: Path) -> None:
+    """What a regressor tells of one text has another scale."""
+    engine = build(Transformers(), tiny.regressor(tmp_path))
+    app, body = make_app(models={"m": LocalModel(engine)}), {"model": "m", "text_1": "fox", "text_2": "dog"}
+    refusal(ask(app, "POST", "/v1/score", json=body), 400, "unsupported_by_model")
+    engine.close()
+
+
+def test_a_score_that_is_no_number(tmp_path: Path) -> None:
+    class Broken(LengthClassifier):
+        def embed(self, texts: Any) -> Embeddings:
+            return Embeddings(np.full((len(texts), 2), np.nan, np.float32), (1,) * len(texts))
+
+    app = make_app(models={"m": LocalModel(Broken())})
+    refusal(ask(app, "POST", "/v1/rerank", json={"model": "m", "query": "a", "documents": ["b"]}), 500, "internal_error")

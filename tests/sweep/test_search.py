@@ -16,10 +16,13 @@ from raybm.core.errors import Busy, SpecError, UserError
 from raybm.core.events import Events, read_events
 from raybm.core.lease import Lease
 from raybm.core.storage import open_storage
+from raybm.search import Population
 from raybm.spec import JobSpec
+from raybm.spec.sweep import TIME
 from raybm.sweep.page import write
 from raybm.sweep.search import Search, run
 from raybm.sweep.trial import Trial
+from raybm.sweep.tuning import recall
 
 
 def job(folder: Path, sweep: dict[str, Any], **changes: Any) -> JobSpec:
@@ -199,6 +202,24 @@ def test_what_is_begun_again_draws_nothing_twice(tmp_path: Path, sampler: str) -
     second = search(tmp_path, sweep | {"budget": {"trials": 8}}, "again")
     drawn += [end(second, loss=2.0).values["train.lr"] for _ in range(4)]
     assert second.next() is None and len(set(drawn)) == 8
+
+
+@pytest.mark.parametrize("scheduler", [{"kind": "asha"}, {"kind": "hyperband", "brackets": 1}, {"kind": "median", "grace": 1, "others": 2}])
+def test_schedulers_compare_with_what_was_over_before(tmp_path: Path, scheduler: dict[str, Any]) -> None:
+    first = search(tmp_path, GRID | {"scheduler": scheduler})
+    for loss in (0.5, 0.6, 0.7):
+        following = first.next()
+        assert following is not None
+        trial = first.reported(*following, {"validations": 1.0, "validation.loss": loss})
+        first.ended(following[0], trial.model_copy(update={"end": "finished"}))
+    for loss, decision in ((2.0, "STOP"), (0.1, "CONTINUE")):
+        again = search(tmp_path, GRID | {"scheduler": scheduler}, run="again")
+        assert again.spec.scheduler is not None and not isinstance(again.spec.scheduler, Population)
+        made = again.spec.scheduler.build("validation.loss", "min", TIME)
+        recall(made, again)
+        newcomer: Any = type("Trial", (), {"trial_id": "new"})()
+        made.on_trial_add(None, newcomer)
+        assert made.on_trial_result(None, newcomer, {"validations": 1.0, "validation.loss": loss}) == decision
 
 
 def test_one_run_at_a_time_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

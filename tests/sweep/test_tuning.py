@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,6 +57,14 @@ def held() -> tuple[list[Any], list[Any]]:
     return groups, [actor for actor in alive if actor["ActorClassName"] in ("ImplicitFunc", "Beats")]
 
 
+def assert_given_back(cpus: int) -> None:
+    """All of the session's CPUs are free again, and nothing of a sweep is left."""
+    deadline = time.monotonic() + 60  # Ray Train's cleaner looks every few seconds
+    while (held() != ([], []) or ray.available_resources().get("CPU") != cpus) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert held() == ([], []) and ray.available_resources()["CPU"] == cpus
+
+
 def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: str, tmp_path: Path) -> None:
     sweep = {"space": {"train.lr": [1e-4, 1e-2, 1e12]}, "sampler": {"kind": "grid"}}
     given = spec(tmp_path, sweep)
@@ -86,9 +95,17 @@ def test_a_trial_learns_what_a_gang_of_one_learns(ray_session: str, tmp_path: Pa
     assert losses == pytest.approx(job.losses(open_storage(str(tmp_path / "gang" / "store"))), rel=1e-6)
 
 
-def test_a_scheduler_stops_what_falls_behind(ray_session: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"kind": "asha", "reduction": 2},
+        {"kind": "hyperband", "reduction": 2, "brackets": 1},  # of more, a trial may be alone in its own
+        {"kind": "median", "grace": 1, "others": 2},
+    ],
+)
+def test_a_scheduler_stops_what_falls_behind(ray_session: str, tmp_path: Path, scheduler: dict[str, Any]) -> None:
     space = {"train.lr": [1e-2, 1e-7], "train.warmup": [0.0, 0.01]}
-    sweep = {"space": space, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}, "concurrent": 1}
+    sweep = {"space": space, "sampler": {"kind": "grid"}, "scheduler": scheduler, "concurrent": 1}
     drive(spec(tmp_path, sweep, publish=None, evaluate=None), ray_session)
     assert [row["end"] for row in rows(tmp_path)] == ["finished", "finished", "stopped", "stopped"]
     assert held() == ([], [])
@@ -158,10 +175,29 @@ def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path) -> Non
     given = spec(tmp_path, sweep, publish=None, evaluate=None, resources={"workers": 2}, train=train)
     records = drive(given, ray_session)
     assert [row["end"] for row in rows(tmp_path)] == ["finished", "stopped"] and records["train"].view["workers"] == 2
-    deadline = time.monotonic() + 60  # Ray Train's cleaner looks every few seconds
-    while held() != ([], []) and time.monotonic() < deadline:
-        time.sleep(1)
-    assert held() == ([], [])
+    assert_given_back(4)
+
+
+def test_a_gang_whose_trial_is_killed_gives_back_what_it_held(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk, killed, place = tuning.run_trial, tmp_path / "killed", tmp_path / "store" / "runs"
+
+    def trial(config: dict[str, Any]) -> None:
+        def kill() -> None:
+            events = place / config["run"] / "trials" / config["name"] / "metrics.jsonl"
+            while not (events.exists() and '"validate"' in events.read_text()):
+                time.sleep(0.05)
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if not killed.exists():
+            threading.Thread(target=kill, daemon=True).start()
+        walk(config)
+
+    monkeypatch.setattr(tuning, "run_trial", trial)
+    sweep = {"space": {"train.lr": [1e-2, 1e-7]}, "sampler": {"kind": "grid"}, "concurrent": 1, "max_failures": 0}
+    drive(spec(tmp_path, sweep, **RAW, resources={"workers": 2}, train=TRAIN | {"validate_every_steps": 2}), ray_session)
+    assert killed.exists() and [row["end"] for row in rows(tmp_path)] == ["failed", "finished"]
+    assert_given_back(4)
 
 
 def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) -> None:
@@ -243,6 +279,23 @@ def test_what_the_end_of_the_time_ends_is_kept_and_goes_on(ray_session: str, tmp
     assert kept.end is None and len(kept.curve) > 1 and kept.metrics == kept.curve[-1]
     following = Search(given, context, "again").next()
     assert following is not None and following[1] == kept
+
+
+def test_the_sweep_ends_where_its_energy_is_used_up(ray_session: str, tmp_path: Path) -> None:
+    def hungry(config: dict[str, Any]) -> None:
+        for validation in range(1, 1000):
+            raytune.report({TIME: validation, "validation.loss": 1.0 / validation, "validation.energy_kwh": 0.1 * validation})
+            time.sleep(0.2)
+
+    sweep = {"space": {"train.lr": [1e-2, 1e-3]}, "sampler": {"kind": "grid"}, "budget": {"energy_kwh": 0.95}}
+    given = spec(tmp_path, sweep, **RAW, train=TRAIN | {"energy": True})
+    said: list[str] = []
+    context = Context(given.canonical(), "tiny", open_storage(given.storage), given.resources, tmp_path, Events(tmp_path), said.append)
+    found = Search(given, context, "run")
+    tuning.tune(found, 2, hungry)
+    assert 0.95 <= found.points.energy_kwh() < 5 and not found.more and found.next() is None
+    assert "the budget's energy is used up" in said[-1] and held() == ([], [])
+    assert all(trial.end is None and trial.curve for trial in stored(found.storage)[1]), "they go on with a larger budget"
 
 
 def test_a_trial_waits_for_its_place_as_long_as_it_takes() -> None:

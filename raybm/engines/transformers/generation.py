@@ -186,6 +186,7 @@ class Generator:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UserError(f"{request.max_tokens} is no number of tokens.", where="max_tokens", remedy="Ask for 1 or more.")
         self._check(request)
+        self.adapters.check(request.adapter)
         with self.tokenizing:
             prompt = self._prompt(request)
             calls = style(self.tokenizer, request)

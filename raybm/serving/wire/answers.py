@@ -173,7 +173,7 @@ class OneScore(Told):
     object: Literal["score"]
     index: int
     score: float
-    """The cosine of the embeddings."""
+    """The cosine of the embeddings; of a cross-encoder, the logistic of its number."""
 
 
 class ScoreAnswer(Rows):
