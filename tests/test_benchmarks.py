@@ -38,7 +38,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return result
 
 
-NAMES = ("sentiment", "start", "train_overhead", "train_throughput", "learning", "tasks", "zero_memory", "plan", "sweep_overhead", "pbt")
+NAMES = ("sentiment", "start", "train_overhead", "train_throughput", "learning", "tasks", "zero_memory", "plan")
+NAMES += ("sweep_quality", "sweep_overhead", "sweep_faults", "pbt")
 
 
 @pytest.mark.parametrize("name", NAMES)

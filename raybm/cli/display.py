@@ -121,12 +121,16 @@ class Display:
     def _board(self, trials: list[tuple[float, dict[str, Any]]]) -> RenderableType:
         """What runs of a sweep."""
         names = list(trials[0][1]["scores"])
-        board = Table("point", "values", "validations", *names, "for", box=None, title_justify="left", title=self._left(trials[0][1]))
+        board = Table(
+            "point", "values", "validations", *names, "state", "for", box=None, title_justify="left", title=self._left(trials[0][1])
+        )
         for began, fields in trials:
             values = ", ".join(f"{path} {short(value)}" for path, value in fields["values"].items())
             scores = [short(fields["scores"][name]) for name in names]
             seed = f", seed {fields['repeat'] + 1}" if fields["repeat"] else ""
-            board.add_row(f"{fields['step']}{seed}", Text(values), str(fields["validations"]), *scores, duration(self.clock() - began))
+            state = "trains" if fields["validations"] else "begins"
+            told = str(fields["validations"]), *scores, state, duration(self.clock() - began)
+            board.add_row(f"{fields['step']}{seed}", Text(values), *told)
         return board
 
     def _left(self, fields: dict[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Container, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -60,9 +61,18 @@ class Asha(Spec):
 
 def halving(metric: str, mode: str, time: str, grace: int, reduction: float, brackets: int) -> TrialScheduler:
     """Asynchronous successive halving, in one bracket or more."""
+    import numpy as np
     from ray.tune.schedulers import ASHAScheduler
 
-    return ASHAScheduler(
+    class Halving(ASHAScheduler):
+        def on_trial_add(self, controller: Any, trial: Any) -> None:
+            """A trial's name decides which bracket it is dealt to: the same one when the sweep is begun again."""
+            before = np.random.get_state()
+            np.random.seed(int.from_bytes(hashlib.sha256(trial.config["name"].encode()).digest()[:4]))
+            super().on_trial_add(controller, trial)
+            np.random.set_state(before)
+
+    return Halving(
         time_attr=time,
         metric=metric,
         mode=mode,

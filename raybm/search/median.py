@@ -26,6 +26,12 @@ class MedianStopping(Spec):
         from ray.tune.schedulers import MedianStoppingRule
 
         class Rule(MedianStoppingRule):
+            def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+                if controller is None:  # of a trial that ran before: it is compared with, and not stopped any more
+                    self.on_trial_complete(controller, trial, result)
+                    return str(self.CONTINUE)
+                return str(super().on_trial_result(controller, trial, result))
+
             def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
                 if metric in result:  # which a trial that failed may lack, and the others' means would miss
                     super().on_trial_complete(controller, trial, result)

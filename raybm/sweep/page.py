@@ -40,7 +40,7 @@ def write(search: Search, folder: Path) -> Path:
         ends=dict(Counter(trial.end or "not over" for trial in trials)),
         best=best,
         parallel=None if search.population else _parallel(search, ranked),
-        charts=[chart for chart in (_progress(search), _curves(search, ranked), _front(search)) if chart],
+        charts=[chart for chart in (_progress(search), _curves(search, ranked), *_fronts(search)) if chart],
         slices=[] if search.population else [chart for path in search.spec.space if (chart := _slice(search, ranked, path))],
         schedules=[chart for path in search.spec.space if (chart := _schedule(search, ranked, path))] if search.population else [],
         importance=search.study.importance() if ranked and not search.population else {},
@@ -61,12 +61,13 @@ def _score(search: Search, point: Point) -> float:
 
 
 def _progress(search: Search) -> Markup | None:
-    """The best so far after each finished point."""
-    over = [(number, _score(search, point)) for number, point in enumerate(search.points, 1) if point.end == "finished"]
+    """The best so far after each finished point, by what all trials had taken by then."""
+    hours = accumulate(sum(trial.seconds for trial in point.trials) / 3600 for point in search.points)
+    over = [(taken, _score(search, point)) for taken, point in zip(hours, search.points, strict=True) if point.end == "finished"]
     pick = min if search.spec.objectives[search.points.first] == "min" else max
     so_far = accumulate((value for _, value in over), pick)
-    steps = [(float(place), value) for (place, _), value in zip(over, so_far, strict=True)]
-    return line_chart(f"Best {search.points.first} by points tried", [Series("best so far", steps, 1)], number)
+    steps = [(taken, value) for (taken, _), value in zip(over, so_far, strict=True)]
+    return line_chart(f"Best {search.points.first} by hours of all trials together", [Series("best so far", steps, 1)], number)
 
 
 def _curves(search: Search, ranked: list[Point]) -> Markup | None:
@@ -96,17 +97,19 @@ def _schedule(search: Search, ranked: list[Point], path: str) -> Markup | None:
     return line_chart(f"{path} by validations", series, number, legend=False)
 
 
-def _front(search: Search) -> Markup | None:
-    if len(search.spec.objectives) < 2:
-        return None
-    across, up = list(search.spec.objectives)[:2]
-    front = search.points.front()
-    dots = [
-        Dot(x, y, f"point {point.trials[0].point}", 2 if point in front else 1)
-        for point in search.points.ranked()
-        if (x := point.mean(across)) is not None and (y := point.mean(up)) is not None
-    ]
-    return scatter("Objectives, the front in the second colour", dots, across, up)
+def _fronts(search: Search) -> list[Markup | None]:
+    """The first objective with each other one."""
+    across, *others = search.spec.objectives
+    front = search.points.front() if others else []
+    charts = []
+    for up in others:
+        dots = [
+            Dot(x, y, f"point {point.trials[0].point}", 2 if point in front else 1)
+            for point in search.points.ranked()
+            if (x := point.mean(across)) is not None and (y := point.mean(up)) is not None
+        ]
+        charts.append(scatter(f"{across} and {up}, the front in the second colour", dots, across, up))
+    return charts
 
 
 def _slice(search: Search, ranked: list[Point], path: str) -> Markup | None:

@@ -93,14 +93,14 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
 
 
 def recall(scheduler: Any, search: Search) -> None:
-    """Has a scheduler of Tune compare with the trials that were over before this run, too."""
+    """Has a scheduler of Tune compare with what is known of trials from before this run, too."""
 
-    class Over:
+    class Before:
         def __init__(self, name: str) -> None:
-            self.trial_id = name
+            self.trial_id, self.config = f"before-{name}", {"name": name}
 
-    for known in (trial for point in search.points for trial in point.trials if trial.end in (FINISHED, "stopped")):
-        trial = Over(known.name)
+    for known in (trial for point in search.points for trial in point.trials if trial.curve):
+        trial = Before(known.name)
         scheduler.on_trial_add(None, trial)
         for metrics in known.curve:
             scheduler.on_trial_result(None, trial, metrics)

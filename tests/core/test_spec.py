@@ -143,6 +143,13 @@ NVME = ("resources.gpus_per_worker=1", "train.zero={stage: 3, offload_optimizer:
         (["train.schedule=plateau", "data.split.validation=0"], "train.schedule", "needs a validation split"),
         (["train.early_stopping={metric: accuracy}", "task={kind: regression}"], "train.early_stopping", "has no accuracy"),
         (["model={ref: 'scratch:bert', tokenizer: {train: char}, lora: {}}"], "model.lora", "no weights for adapters"),
+        (["train.zero={stage: 3, quantized_weights: true}"], "train.precision", "ZeRO++ is for GPUs"),
+        (["resources.gpus_per_worker=1", "train.zero={stage: 3, offload_optimizer: nvme}"], "train.zero", "nvme_path"),
+        (["train.l1=1e-4", "train.zero.stage=3"], "train.l1", "no whole weights to sum up"),
+        (["train.micro_batch=4", "train.micro_tokens=4096"], "train.micro_tokens", "exclude each other"),
+        (["model.image={size: 28}"], "model.image", "has no pictures"),
+        (["task={kind: image_text}", "train.zero.stage=3"], "train.zero.stage", "cannot shard the temperature"),
+        (["task={kind: image_classification}", "model.image={size: 28, mean: [0.1, 0.2]}"], "model.image", "one number, or one a channel"),
         (["model={ref: 'scratch:bert', tokenizer: {train: char}, config: {vocab_size: 50}}"], "model.config", "may have 8000 tokens"),
     ],
 )

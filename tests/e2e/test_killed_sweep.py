@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from raybm.core.events import read_events
 from tests.e2e import job
 
 pytestmark = pytest.mark.integration
@@ -36,16 +37,36 @@ def wait_for(count: int, store: Path) -> None:
         time.sleep(0.2)
 
 
-def test_what_is_finished_stays(tmp_path: Path) -> None:
+def wait_for_checkpoint(store: Path) -> None:
+    """Until a trial that is not over has trained past a validation, and so past a checkpoint."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        done = {path.removesuffix(".json") for path in over(store)}
+        going = [path for path in store.glob("runs/*/trials/*/metrics.jsonl") if path.parent.name not in done]
+        if any(path.read_text(encoding="utf-8").count('"kind": "validate"') > 1 for path in going):
+            return
+        assert time.monotonic() < deadline, "no trial came to its second validation in time"
+        time.sleep(0.02)
+
+
+def resumed(store: Path) -> list[int]:
+    """Steps from which trials went on."""
+    events = [event for path in store.glob("runs/*/trials/*/metrics.jsonl") for event in read_events(path)]
+    return [event["step"] for event in events if event["kind"] == "resume"]
+
+
+def test_what_is_finished_stays_and_what_runs_goes_on(tmp_path: Path) -> None:
     """The driver is killed, then the head of the sweep that goes on."""
     store = tmp_path / "store"
     sweep = {"space": {"train.lr": {"loguniform": [1e-4, 1e-2]}}, "sampler": {"kind": "random"}, "budget": {"trials": 5}, "concurrent": 1}
-    train = {"max_steps": 20, "validate_every_steps": 5, "zero": {"stage": 0}}
+    train = {"max_steps": 200, "validate_every_steps": 20, "zero": {"stage": 0}}
     spec = job.write_spec(tmp_path, str(store), resources={"workers": 1}, train=train, sweep=sweep, evaluate=None, publish=None)
     with job.start(spec) as process:
         wait_for(1, store)
+        wait_for_checkpoint(store)
         process.kill()
     first = over(store)
+    assert not resumed(store)
     with job.start(spec, {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}) as process:
         wait_for(len(first) + 1, store)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -54,6 +75,7 @@ def test_what_is_finished_stays(tmp_path: Path) -> None:
         assert code != 0 and "GCS" in output
     second = over(store)
     assert 1 <= len(first) < len(second) < 5
+    assert resumed(store) and min(resumed(store)) >= 20, "from its checkpoint"
     with job.start(spec) as process:
         code, output = job.finish(process)
     assert code == 0, output

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raybm import plan
+from raybm import plan, runner
 from raybm.core.errors import NotFound, PlacementError, UserError
 from raybm.core.storage import open_storage
 from raybm.models.shapes import Shape
@@ -18,6 +18,7 @@ from raybm.plan.fitting import allowed, misfit, refuse, resolve_auto
 from raybm.plan.job import check_names, device_of, packed, setup_of
 from raybm.plan.memory import Setup, memory
 from raybm.spec.train import TrainSpec, ZeroSpec
+from tests.engines import tiny
 from tests.plan.jobs import job, language_model, write_model
 
 H100 = DEVICES["h100-80gb"]
@@ -153,9 +154,21 @@ def test_what_a_model_lacks_is_told_before_it_runs(tmp_path: Path) -> None:
     frozen = frozen.model_copy(update={"model": frozen.model.model_copy(update={"freeze": ("*.wte.*",)})})
     with pytest.raises(UserError, match=r"no parameter is called \*\.wte\.\*"):
         check_names(frozen, storage)
+    pretrained = {"ref": f"file:{tiny.language_model(tmp_path / 'lm')}", "lora": {"targets": ["qkv"]}, "max_length": 16}
+    with pytest.raises(UserError, match=r"no layer is called qkv.*down_proj"):
+        check_names(language_model(tmp_path, model=pretrained), storage)
     recurrent = {"ref": "scratch:raybm_rnn", "max_length": 16, "tokenizer": {"train": "bpe", "vocab_size": 100}}
     with pytest.raises(UserError, match="cannot compute its layers again"):
         check_names(job(tmp_path, model=recurrent, train={"gradient_checkpointing": True}), storage)
+
+
+def test_what_auto_chose_is_what_is_hashed(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    chosen = runner.settled(language_model(tmp_path, train={"zero": {"stage": "auto"}}), storage)
+    assert chosen.train.zero.stage in (0, 1, 2, 3) and chosen.train.micro_batch
+    written = {"zero": {"stage": chosen.train.zero.stage}, "micro_batch": chosen.train.micro_batch}
+    same = runner.settled(language_model(tmp_path, train=written), storage)
+    assert [step.out.key for step in runner.steps(chosen, storage)] == [step.out.key for step in runner.steps(same, storage)]
 
 
 def test_auto_needs_a_device_and_a_model(tmp_path: Path) -> None:

@@ -16,13 +16,10 @@ from raybm.core.errors import Busy, SpecError, UserError
 from raybm.core.events import Events, read_events
 from raybm.core.lease import Lease
 from raybm.core.storage import open_storage
-from raybm.search import Population
 from raybm.spec import JobSpec
-from raybm.spec.sweep import TIME
 from raybm.sweep.page import write
 from raybm.sweep.search import Search, run
 from raybm.sweep.trial import Trial
-from raybm.sweep.tuning import recall
 
 
 def job(folder: Path, sweep: dict[str, Any], **changes: Any) -> JobSpec:
@@ -87,6 +84,8 @@ GRID = {"space": {"train.lr": [0.1, 0.2], "train.global_batch": [8, 16]}, "sampl
         ({"space": {"train.lr": [1]}, "objectives": {"evaluate.accuracy": "max"}}, "no stage reports evaluate.accuracy"),
         ({"space": {"train.lr": [1]}, "objectives": {"validation.los": "min"}}, "Did you mean 'validation.loss'?"),
         ({"space": {"train.lr": [1]}, "budget": {"trials": 0}}, "sweep.budget.trials"),
+        ({"space": {"train.lr": [1]}, "budget": {"hours": 0}}, "sweep.budget.hours"),
+        ({"space": {"train.lr": [1]}, "budget": {"energy_kwh": 0.0}}, "sweep.budget.energy_kwh"),
         ({"space": {"resources.workers": [1, 2]}}, "resources.workers is nothing to search over"),
         (
             {"space": {"train.lr": [1]}, "objectives": {"evaluate.loss": "min"}, "scheduler": {"kind": "asha"}},
@@ -204,24 +203,6 @@ def test_what_is_begun_again_draws_nothing_twice(tmp_path: Path, sampler: str) -
     assert second.next() is None and len(set(drawn)) == 8
 
 
-@pytest.mark.parametrize("scheduler", [{"kind": "asha"}, {"kind": "hyperband", "brackets": 1}, {"kind": "median", "grace": 1, "others": 2}])
-def test_schedulers_compare_with_what_was_over_before(tmp_path: Path, scheduler: dict[str, Any]) -> None:
-    first = search(tmp_path, GRID | {"scheduler": scheduler})
-    for loss in (0.5, 0.6, 0.7):
-        following = first.next()
-        assert following is not None
-        trial = first.reported(*following, {"validations": 1.0, "validation.loss": loss})
-        first.ended(following[0], trial.model_copy(update={"end": "finished"}))
-    for loss, decision in ((2.0, "STOP"), (0.1, "CONTINUE")):
-        again = search(tmp_path, GRID | {"scheduler": scheduler}, run="again")
-        assert again.spec.scheduler is not None and not isinstance(again.spec.scheduler, Population)
-        made = again.spec.scheduler.build("validation.loss", "min", TIME)
-        recall(made, again)
-        newcomer: Any = type("Trial", (), {"trial_id": "new"})()
-        made.on_trial_add(None, newcomer)
-        assert made.on_trial_result(None, newcomer, {"validations": 1.0, "validation.loss": loss}) == decision
-
-
 def test_one_run_at_a_time_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = search(tmp_path, GRID)
     monkeypatch.setattr(runner, "LEASE_TIMEOUT_S", 0.1)
@@ -331,13 +312,15 @@ def test_the_page(tmp_path: Path) -> None:
         "train.optimizer": ["adamw", "sgd"],
         "train.ema": {"choice": [0.9], "when": {"train.optimizer": "sgd"}},
     }
-    found = search(tmp_path, {"space": space, "budget": {"trials": 8}, "objectives": {"validation.loss": "min", "train.seconds": "min"}})
+    objectives = {"validation.loss": "min", "train.seconds": "min", "train.tokens_per_s": "max"}
+    found = search(tmp_path, {"space": space, "budget": {"trials": 8}, "objectives": objectives})
     for loss in (3.0, 1.0, 2.0, 4.0, 2.5, 1.5, 1.0):
         following = found.next()
         assert following is not None
         point, trial = following
         trial = found.reported(point, trial, {"validations": 1, "validation.loss": 5.0})
-        found.ended(point, trial.model_copy(update={"end": "finished", "metrics": {"validation.loss": loss, "train.seconds": 1 / loss}}))
+        metrics = {"validation.loss": loss, "train.seconds": 1 / loss, "train.tokens_per_s": loss}
+        found.ended(point, trial.model_copy(update={"end": "finished", "metrics": metrics, "seconds": 360.0}))
     end(found)
     text = write(found, tmp_path).read_text(encoding="utf-8")
     for shown in (
@@ -348,7 +331,10 @@ def test_the_page(tmp_path: Path) -> None:
         "What matters",
         "train.optimizer",
         "Values and what came of them",
-        "the front",
+        "validation.loss by validations",
+        "Best validation.loss by hours of all trials together",
+        "validation.loss and train.seconds, the front",
+        "validation.loss and train.tokens_per_s, the front",
     ):
         assert shown in text
     assert "<script" not in text and "http" not in text.replace("http-equiv", "")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from raybm.cli import app
 from raybm.cli.driver import drive
 from raybm.core.context import Context
-from raybm.core.errors import Busy, StorageError
+from raybm.core.errors import Busy, PlacementError, StorageError
 from raybm.core.events import Events, by_step, read_events
 from raybm.core.runs import states
 from raybm.core.spec import load
@@ -80,6 +80,7 @@ def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: 
     promoted = CliRunner().invoke(app, ["sweep", "promote", run, "best", "--storage", str(tmp_path / "store")])
     assert promoted.output.strip() == "tiny@best → 1"
 
+    assert len(list((tmp_path / "store" / "artifacts" / "prepare").iterdir())) == 1, "trials share their data"
     made = sorted((tmp_path / "store" / "artifacts" / "train").iterdir())
     again = drive(given, ray_session)
     assert again["train"].key == records["train"].key and sorted((tmp_path / "store" / "artifacts" / "train").iterdir()) == made
@@ -88,9 +89,12 @@ def test_the_best_of_a_grid_is_published_and_nothing_is_done_twice(ray_session: 
 
 def test_a_trial_learns_what_a_gang_of_one_learns(ray_session: str, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir(), (tmp_path / "gang").mkdir()
-    drive(spec(tmp_path / "alone", {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}, **RAW), ray_session)
+    swept = spec(tmp_path / "alone", {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}, **RAW)
+    drive(swept, ray_session)
     drive(spec(tmp_path / "gang", None, train=TRAIN | {"lr": 1e-2}, **RAW), ray_session)
     alone = tmp_path / "alone" / "store" / "runs" / states(open_storage(str(tmp_path / "alone" / "store")))[0].run / "trials" / "00001-0"
+    drive(swept.model_copy(update={"sweep": None, "train": swept.train.model_copy(update={"lr": 1e-2})}), ray_session)
+    assert len(list((tmp_path / "alone" / "store" / "artifacts" / "train").iterdir())) == 1, "a job finds what a sweep has trained"
     losses = {event["step"]: event["loss"] for event in by_step(read_events(alone / "metrics.jsonl"), "train")}
     assert losses == pytest.approx(job.losses(open_storage(str(tmp_path / "gang" / "store"))), rel=1e-6)
 
@@ -178,7 +182,9 @@ def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path) -> Non
     assert_given_back(4)
 
 
-def test_a_gang_whose_trial_is_killed_gives_back_what_it_held(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gangs_that_are_killed_and_that_fail_give_back_what_they_held(
+    ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     walk, killed, place = tuning.run_trial, tmp_path / "killed", tmp_path / "store" / "runs"
 
     def trial(config: dict[str, Any]) -> None:
@@ -194,9 +200,9 @@ def test_a_gang_whose_trial_is_killed_gives_back_what_it_held(ray_session: str, 
         walk(config)
 
     monkeypatch.setattr(tuning, "run_trial", trial)
-    sweep = {"space": {"train.lr": [1e-2, 1e-7]}, "sampler": {"kind": "grid"}, "concurrent": 1, "max_failures": 0}
+    sweep = {"space": {"train.lr": [1e-2, 1e12, 1e-3]}, "sampler": {"kind": "grid"}, "concurrent": 1, "max_failures": 0}
     drive(spec(tmp_path, sweep, **RAW, resources={"workers": 2}, train=TRAIN | {"validate_every_steps": 2}), ray_session)
-    assert killed.exists() and [row["end"] for row in rows(tmp_path)] == ["failed", "finished"]
+    assert killed.exists() and [row["end"] for row in rows(tmp_path)] == ["failed", "failed", "finished"]
     assert_given_back(4)
 
 
@@ -287,15 +293,23 @@ def test_the_sweep_ends_where_its_energy_is_used_up(ray_session: str, tmp_path: 
             raytune.report({TIME: validation, "validation.loss": 1.0 / validation, "validation.energy_kwh": 0.1 * validation})
             time.sleep(0.2)
 
-    sweep = {"space": {"train.lr": [1e-2, 1e-3]}, "sampler": {"kind": "grid"}, "budget": {"energy_kwh": 0.95}}
+    sweep = {"space": {"train.lr": [1e-2, 1e-3]}, "sampler": {"kind": "grid"}, "budget": {"energy_kwh": 0.95}, "concurrent": 1}
     given = spec(tmp_path, sweep, **RAW, train=TRAIN | {"energy": True})
     said: list[str] = []
     context = Context(given.canonical(), "tiny", open_storage(given.storage), given.resources, tmp_path, Events(tmp_path), said.append)
     found = Search(given, context, "run")
     tuning.tune(found, 2, hungry)
+    assert "sweep: 1 trials at a time; 2 would fit" in said
     assert 0.95 <= found.points.energy_kwh() < 5 and not found.more and found.next() is None
     assert "the budget's energy is used up" in said[-1] and held() == ([], [])
     assert all(trial.end is None and trial.curve for trial in stored(found.storage)[1]), "they go on with a larger budget"
+
+
+def test_trials_that_are_too_large_for_the_cluster_are_refused(ray_session: str, tmp_path: Path) -> None:
+    sweep = {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}
+    train = TRAIN | {"global_batch": 99}
+    with pytest.raises(PlacementError, match="the cluster can never place 99 workers"):
+        drive(spec(tmp_path, sweep, **RAW, resources={"workers": 99}, train=train), ray_session)
 
 
 def test_a_trial_waits_for_its_place_as_long_as_it_takes() -> None:
