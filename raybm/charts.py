@@ -61,7 +61,7 @@ def line_chart(
             parts += [f'<circle class="dot s{each.colour}" cx="{x(px)}" cy="{y(py)}" r="2.6"/>' for px, py in each.points]
         parts += [
             f'<circle class="hover" cx="{x(px)}" cy="{y(py)}" r="6">'
-            f"<title>{escape(each.name)}: {escape(show(py))} at step {px:,.10g}</title></circle>"
+            f"<title>{escape(each.name)}: {escape(show(py))} at {px:,.10g}</title></circle>"
             for px, py in each.points
         ]
     names = drawn if legend and len(drawn) > 1 else []

@@ -226,7 +226,7 @@ def test_a_resumed_run_shows_the_curve_from_its_beginning(tmp_path: Path) -> Non
         train_events(tmp_path / "runs" / name, range(10 - 5 * bool(changed), 150, 10))
         root.write(f"runs/{name}/spec.json", json.dumps(spec | changed).encode())
     text = report.write(run_dir, spec, records).read_text(encoding="utf-8")
-    steps = [int(step) for step in re.findall(r"training: [\d.]+ at step (\d+)", text.partition("<b>Accuracy</b>")[0])]
+    steps = [int(step) for step in re.findall(r"training: [\d.]+ at (\d+)", text.partition("<b>Accuracy</b>")[0])]
     assert steps == list(range(10, 260, 10))
 
 

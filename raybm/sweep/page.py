@@ -61,7 +61,7 @@ def _score(search: Search, point: Point) -> float:
 
 
 def _progress(search: Search) -> Markup | None:
-    """The best so far after each finished point, by what all trials had taken by then."""
+    """The best so far after each finished point, by what the trials of all points up to it took."""
     hours = accumulate(sum(trial.seconds for trial in point.trials) / 3600 for point in search.points)
     over = [(taken, _score(search, point)) for taken, point in zip(hours, search.points, strict=True) if point.end == "finished"]
     pick = min if search.spec.objectives[search.points.first] == "min" else max

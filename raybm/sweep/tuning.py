@@ -93,13 +93,14 @@ def tune(search: Search, room: int, work: Callable[[dict[str, Any]], None] | Non
 
 
 def recall(scheduler: Any, search: Search) -> None:
-    """Has a scheduler of Tune compare with what is known of trials from before this run, too."""
+    """Has a scheduler of Tune compare with the trials that were over before this run, too. (One that goes on would be judged by its own
+    past.)"""
 
     class Before:
         def __init__(self, name: str) -> None:
             self.trial_id, self.config = f"before-{name}", {"name": name}
 
-    for known in (trial for point in search.points for trial in point.trials if trial.curve):
+    for known in (trial for point in search.points for trial in point.trials if trial.end is not None):
         trial = Before(known.name)
         scheduler.on_trial_add(None, trial)
         for metrics in known.curve:
@@ -119,6 +120,8 @@ class Asking(Searcher):
         super().__init__(metric=search.points.first, mode=search.spec.objectives[search.points.first])
         self.search, self.places, self.ends = search, places, ends
         self.running: dict[str, tuple[Point, Trial]] = {}
+        self.took: dict[str, float] = {}
+        """Seconds of each that runs, as far as it has told."""
         self.watch = Watch(self, beats)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -144,21 +147,26 @@ class Asking(Searcher):
         if trial_id in self.running and TIME in result and not OVER & set(result):
             point, trial = self.running[trial_id]
             self.running[trial_id] = point, self.search.reported(point, trial, _numbers(result))
+            self.took[trial_id] = float(result.get("time_total_s", 0.0))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         result = result or {}
         if error or trial_id not in self.running:  # errors: the callback knows why
             return
         if not OVER & set(result) and (self.search.pauses or self.search.spent or self.over_time):
-            self.search.cut(*self.running.pop(trial_id))
+            self._cut(trial_id)
         else:
             reason = str(result.get(ERROR, ""))
             self.over(trial_id, "failed" if reason else FINISHED if FINISHED in result else "stopped", result, reason)
 
     def cut(self) -> None:
         """Tune tells nothing of trials that it ends with everything."""
-        for point, trial in self.running.values():
-            self.search.cut(point, trial)
+        for trial_id in list(self.running):
+            self._cut(trial_id)
+
+    def _cut(self, trial_id: str) -> None:
+        point, trial = self.running.pop(trial_id)
+        self.search.cut(point, trial.model_copy(update={"seconds": round(trial.seconds + self.took.get(trial_id, 0.0), 2)}))
 
     def over(self, trial_id: str, end: str, result: Mapping[str, Any], error: str) -> None:
         point, trial = self.running.pop(trial_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from raybm.core.errors import NotFound, Unsupported
 from raybm.models.references import resolve_adapter
 
 BASE = "__base__"  # peft's name of no adapter
-MORE = ("use_dora", "alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+MORE = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
 """In an adapter's config: what is more than low-rank layers beside the model's own, which rows could choose among."""
 INITS = (True, False, "gaussian", "orthogonal", "eva")
 """Of `init_lora_weights`, those that leave the model's own weights as they are."""
@@ -61,11 +63,15 @@ class Adapters:
         """Some layers have lost which row a token is of, as where experts are chosen token by token."""
         self.choose([name, None])
         ids = torch.zeros((2, 3), dtype=torch.long, device=model.device)
-        answer = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            more["position_ids"] = torch.arange(3, device=model.device).expand(2, 3)
         try:
             with torch.inference_mode():
-                model(input_ids=ids, **answer)
-        except Exception as error:
+                model(input_ids=ids, **more)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
             what = f"cannot be one of several in a {type(model).__name__}: {str(error)[:200]}"
             raise Unsupported(what, where=f"engine.adapters.{name}", remedy=MERGE) from error
 
@@ -81,7 +87,8 @@ def _load(model: PreTrainedModel, own: Mapping[str, torch.Tensor], folder: Path,
         raise Unsupported(f"cannot be read: {type(error).__name__}: {error}", where=where, remedy="Fetch it again.") from error
     if not isinstance(config, LoraConfig):
         raise Unsupported(f"is {config.peft_type.value}, no low-rank adapter.", where=where, remedy="Give one of LoRA.")
-    more = [key for key in MORE if getattr(config, key, None)] + ["bias"] * (config.bias != "none")
+    variants = [each.name for each in fields(config) if each.metadata.get("is_lora_variant")]  # DoRA, KaSA and others
+    more = [key for key in (*variants, *MORE) if getattr(config, key)] + ["bias"] * (config.bias != "none")
     more += ["init_lora_weights"] * (config.init_lora_weights not in INITS)
     low_rank = {key: value for key, value in weights.items() if ".lora_" in key}
     more += sorted(key for key in weights.keys() - low_rank.keys() if not _same(own.get(key.replace("base_layer.", "")), weights[key]))
@@ -100,4 +107,8 @@ def _load(model: PreTrainedModel, own: Mapping[str, torch.Tensor], folder: Path,
 
 
 def _same(own: torch.Tensor | None, other: torch.Tensor) -> bool:
-    return own is not None and own.shape == other.shape and torch.equal(own, other.to(own.device, own.dtype))
+    """Also where one of them was rounded to the other's type."""
+    if own is None or own.shape != other.shape:
+        return False
+    other = other.to(own.device)
+    return bool(torch.equal(own, other.to(own.dtype)) or torch.equal(own.to(other.dtype), other))
