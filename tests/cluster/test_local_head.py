@@ -156,28 +156,19 @@ def test_a_job_comes_back_with_its_exit_code_and_log(head: Head, tmp_path: Path,
 
 
 @pytest.mark.integration
-def test_a_whole_job_by_rays_own_client(head: Head, tmp_path: Path) -> None:
-    job.write_spec(tmp_path, str(tmp_path / "store"), name="submitted", train={"max_steps": 2, "log_every_steps": 1})
+def test_a_whole_sweep_by_rays_own_client(head: Head, tmp_path: Path) -> None:
+    sweep = {"space": {"train.lr": [1e-4, 1e-2]}, "sampler": {"kind": "grid"}}
+    data = {"split": {"validation": 0.2, "test": 0.2}}
+    one = {"resources": {"workers": 1}, "train": {"max_steps": 4, "validate_every_steps": 2, "zero": {"stage": 0}}}
+    job.write_spec(tmp_path, str(tmp_path / "store"), name="submitted", data=data, sweep=sweep, **one)
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--working-dir", str(tmp_path), "--", "raybm", "run", "job.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "validation at step 2" in done.stdout
-    assert Registry(open_storage(str(tmp_path / "store"))).verify("submitted", "prod") == []
-
-
-@pytest.mark.integration
-def test_a_sweep_that_is_submitted(head: Head, tmp_path: Path) -> None:
-    sweep = {"space": {"train.lr": [1e-4, 1e-2]}, "sampler": {"kind": "grid"}}
-    data = {"split": {"validation": 0.2, "test": 0.2}}
-    one = {"resources": {"workers": 1}, "train": {"max_steps": 4, "validate_every_steps": 2, "zero": {"stage": 0}}}
-    path = job.write_spec(tmp_path, str(tmp_path / "store"), name="swept", data=data, sweep=sweep, **one)
-    shown: list[str] = []
-    code = cluster.submit(path, say=shown.append, show=shown.append, working_dir=tmp_path, follow=True)
-    assert code == 0, "".join(shown)
-    assert Registry(open_storage(str(tmp_path / "store"))).verify("swept", "prod") == []
+    assert "sweep: the best of 2 points" in done.stdout
     (table,) = (tmp_path / "store" / "runs").glob("*/sweep.csv")
     assert [row["end"] for row in csv.DictReader(table.open(encoding="utf-8"))] == ["finished", "finished"]
+    assert Registry(open_storage(str(tmp_path / "store"))).verify("submitted", "prod") == []
 
 
 @pytest.mark.integration
