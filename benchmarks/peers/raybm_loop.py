@@ -14,6 +14,7 @@ from rows import CASE
 from raybm.core.artifact import Artifact
 from raybm.core.storage import open_storage
 from raybm.stages.train import train_rank
+from raybm.training.batches import count_rows
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
     storage = open_storage(folder[0])
     prepared = Artifact(open_storage(CASE["prepared"]), "prepare", Path(CASE["prepared"]).name)  # rows are cached by that name
     out = Artifact(storage, "train", "train")
-    config = {"view": CASE["view"], "dataset": CASE["dataset"], "prepared": prepared, "out": out}
+    counts = {split: count_rows(prepared, split) for split in ("train", "validation")}
+    config = {"view": CASE["view"], "dataset": CASE["dataset"], "counts": counts, "prepared": prepared, "out": out}
     train_rank(config | {"storage": storage, "peak_flops": None, "until": None}, torch.device("cpu"), emit)
     if dist.get_rank() == 0:
         print(json.dumps({"windows": [event["seconds"] for event in events], "losses": [event["loss"] for event in events]}), flush=True)
