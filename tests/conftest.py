@@ -1,16 +1,12 @@
-"""Fixtures that start something once a session, and which process of several runs which tests."""
+"""Fixtures that start something once a session: of several processes (pytest -n), in each that needs it."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from raybm.cluster import connect
 from raybm.serving import ingress
@@ -19,24 +15,6 @@ from tests.ranks import Ranks
 from tests.s3server import start_weed, stop_weed
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background lets it be ignored
-
-
-class ByRay(LoadScopeScheduling):
-    """Deals whole files to pytest-xdist's processes, and to one of them all that share the one Ray."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "ray" if shares_ray(file) else file
-
-
-@cache
-def shares_ray(file: str) -> bool:
-    return "ray_session" in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    return ByRay(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

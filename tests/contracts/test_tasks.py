@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raybm.models.image_text import ImageTextProcessor
 from raybm.models.images import ImageProcessor
@@ -96,6 +98,11 @@ def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: np.asarray(column).tolist() for name, column in row.items()} for row in rows]
 
 
+def labels_of(kind: str, task: Task) -> tuple[str, ...]:
+    """Of the kind's rows."""
+    return task.labels(sorted({label for row in ROWS[kind] for label in ([row["label"]] if "label" in row else row.get("tags", []))}))
+
+
 @pytest.fixture
 def task(kind: str) -> Task:
     spec = next(member for member in MEMBERS if member.model_fields["kind"].default == kind)
@@ -105,7 +112,7 @@ def task(kind: str) -> Task:
 
 def test_encode_collate_loss(kind: str, task: Task, processor: Any) -> None:
     rows = ROWS[kind]
-    labels = task.labels(sorted({label for row in rows for label in ([row["label"]] if "label" in row else row.get("tags", []))}))
+    labels = labels_of(kind, task)
     made = task.encode(rows, processor, labels, 64)
     assert len(made) == len(rows)
     assert plain(made) == plain(task.encode(rows, processor, labels, 64))
@@ -134,13 +141,42 @@ def test_an_empty_batch_counts_for_nothing_and_still_has_a_gradient(kind: str, t
     loss.total.backward()
 
 
+class Waits(TorchDispatchMode):
+    """Notes what would wait for all that a GPU was told to do: a number that is read, a size that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        by_value = name.startswith("index") and any(getattr(place, "dtype", None) is torch.bool for place in args[1])
+        if by_value or name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"):
+            frame, files = sys._getframe(), []
+            while frame := frame.f_back:  # type: ignore[assignment]
+                files.append(frame.f_code.co_filename)
+            self.seen.append(next((file for file in files if "/transformers/" in file or "/raybm/" in file), name))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_no_gpu(kind: str, task: Task, processor: Any) -> None:
+    """But where transformers looks whether a mask leaves anything out."""
+    labels = labels_of(kind, task)
+    rows = task.pack(task.encode(ROWS[kind], processor, labels, 64), 64)
+    model = task.model(None, CONFIG[kind] | task.learn(processor, lambda: iter(ROWS[kind])), labels, processor).train()
+    batch = task.collate(rows, processor, 1)
+    with Waits() as waits:
+        task.loss(model, batch).total.backward()
+    assert [file for file in waits.seen if not file.endswith("masking_utils.py")] == []
+
+
 @pytest.mark.parametrize("kind", [kind for kind in ROWS if kind in SMOOTHED])
 def test_labels_are_smoothed_in_training_only(kind: str, processor: Any) -> None:
     member = next(member for member in MEMBERS if member.model_fields["kind"].default == kind)
     losses = []
     for share in (0.0, 0.2):
         task = member(label_smoothing=share).build()
-        labels = task.labels(sorted({label for row in ROWS[kind] for label in ([row["label"]] if "label" in row else row.get("tags", []))}))
+        labels = labels_of(kind, task)
         torch.manual_seed(0)
         model = task.model(None, CONFIG[kind] | STILL, labels, processor)
         batch = task.collate(task.pack(task.encode(ROWS[kind], processor, labels, 64), 64), processor)

@@ -11,7 +11,7 @@ import pytest
 from raybm.core.errors import DeadlineExceeded
 from raybm.tasks import TextClassification
 from raybm.training.batches import Schedule, open_rows
-from raybm.training.loader import Loader
+from raybm.training.loader import AHEAD, Loader
 from raybm.training.profile import covered
 from tests.training import jobs
 
@@ -35,6 +35,18 @@ def test_rows_that_do_not_come_are_told(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(DeadlineExceeded, match=r"no batch for 0\.2 s"):
             loader.next()
         rows.ended.set()
+
+
+def test_batches_are_made_before_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybm.core.cache.ROOT", str(tmp_path / "cache"))
+    rows, made = open_rows(jobs.prepared(tmp_path / "prepared", rows=9), "train"), threading.Semaphore(0)
+    taken = rows.take
+    monkeypatch.setattr(rows, "take", lambda indices: (made.release(), taken(indices))[1])
+    with Loader(TextClassification().build(), jobs.tokenizer(), rows, Schedule(rows.lengths, 3, 1, 1), 0, 0, 9, 5) as loader:
+        assert all(made.acquire(timeout=30) for _ in range(AHEAD + 1))  # the last of them waits for room
+        assert not made.acquire(timeout=0.5)
+        loader.next()
+        assert made.acquire(timeout=30) and not made.acquire(timeout=0.5)
 
 
 def test_what_several_collectives_cover_counts_once() -> None:

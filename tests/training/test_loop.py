@@ -113,7 +113,7 @@ def test_learns(ranks: Ranks, tmp_path: Path, change: dict[str, Any], stage: int
     assert summary["tokens"] > 0
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_average_is_what_is_validated_and_survives_a_restart(ranks: Ranks, tmp_path: Path, stage: int) -> None:
     prepare = jobs.prepared(tmp_path / "prepared")
     spec = SPEC | {"ema": 0.9, "zero": {"stage": stage}, "checkpoint": {"every_steps": 4}}
