@@ -23,8 +23,10 @@ def model() -> torch.nn.Module:
     """The very model that raybm trained, with the loss that transformers computes for it."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    loaded: torch.nn.Module = getattr(transformers, CASE["class"]).from_pretrained(CASE["model"], dtype=torch.float32)
-    return loaded.train()
+    loaded = getattr(transformers, CASE["class"]).from_pretrained(CASE["model"], dtype=torch.float32)
+    loaded.config.use_cache = False  # with a cache transformers takes no notice that positions begin anew, and packed texts see each other
+    replica: torch.nn.Module = loaded.train()
+    return replica
 
 
 def optimizer(replica: torch.nn.Module) -> torch.optim.Optimizer:

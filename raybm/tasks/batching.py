@@ -42,4 +42,5 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoot
     """Logits (..., classes), labels (...); those that are IGNORED count neither for the loss nor as right."""
     logits, labels = logits.float().reshape(-1, logits.shape[-1]), labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
-    return LossSum(total, (logits.detach().argmax(-1) == labels).sum())
+    right = logits.detach().max(-1).indices == labels  # argmax takes twice the seconds on a CPU
+    return LossSum(total, right.sum())
