@@ -23,6 +23,7 @@ from raybm.spec.serve import HttpOptions
 
 # Serve's proxies are declared dead after 5 s and 10 s otherwise, when they are only busy.
 PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+SWITCHES = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 DRAIN_S = 10  # one machine: HAProxy hears within seconds that a gateway leaves; Serve's 30 s are for load balancers of others
 RETRIES = 10  # HAProxy holds a gateway for dead after the third refused connection; with 3, and once with 6, it gave up before that
 BUFFER_BYTES = 131_072  # headers of HEADER_BYTES come through, to be refused, and requests of so much can be sent again; Serve has 16,384
@@ -81,7 +82,7 @@ def chosen(http: HttpOptions, *, embedded: bool) -> Iterator[Ingress]:
     if why_not:
         if http.proxy == "haproxy":
             raise UserError(f"HAProxy is asked for, and {why_not}.", where="http_options.proxy", remedy="Set it to auto or python.")
-        yield Ingress("python", why_not)
+        yield Ingress("python", why_not, dict.fromkeys(SWITCHES, "0") if embedded else {})  # whatever stands in the environment
         return
     with tempfile.TemporaryDirectory(prefix="raybm-ha-", dir="/tmp") as folder:
         yield Ingress("haproxy", "this machine has it", _variables(Path(folder), str(haproxy())))
@@ -103,8 +104,7 @@ def _variables(folder: Path, binary: str) -> dict[str, str]:
     wrapper.write_text(WRAPPER.format(python=sys.executable, binary=binary, changes=_changes(metrics, stats)))
     wrapper.chmod(0o700)
     return PATIENCE | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **dict.fromkeys(SWITCHES, "1"),
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # a line is in the file when it is said
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # 4 MB otherwise: 256 vectors of 4,096 numbers would be none

@@ -19,6 +19,7 @@ import openai
 import psutil
 import pytest
 
+from raybm.core.ports import free_ports
 from tests.serving.test_serve import PORT, wait
 
 pytestmark = pytest.mark.integration
@@ -37,9 +38,9 @@ URL = f"http://127.0.0.1:{PORT}"
 
 
 @contextmanager
-def deploying(folder: Path, proxy: str) -> Iterator[tuple[psutil.Process, Path]]:
+def deploying(folder: Path, proxy: str, port: int = PORT) -> Iterator[tuple[psutil.Process, Path]]:
     """The process, and what it says."""
-    (folder / "serve.yaml").write_text(CONFIG.format(port=PORT, proxy=proxy, storage=folder))
+    (folder / "serve.yaml").write_text(CONFIG.format(port=port, proxy=proxy, storage=folder))
     said = folder / "said.txt"
     with said.open("wb") as file:
         command = [sys.executable, "-m", "raybm.cli", "deploy", "serve.yaml"]
@@ -138,9 +139,12 @@ def test_haproxy_ends_with_the_rest(deployed: tuple[psutil.Process, Path]) -> No
     assert haproxies and not alive
 
 
-def test_serve_s_own_proxy(tmp_path: Path) -> None:
-    with deploying(tmp_path, "python") as (process, said):
+def test_serve_s_own_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the environment asks Serve for HAProxy."""
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    (port,) = free_ports(1)
+    with deploying(tmp_path, "python", port) as (process, said):
         assert "Ingress: python, since http_options.proxy says so" in said.read_text()
         assert not any(child.name() == "haproxy" for child in process.children(recursive=True))
         body = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 2}
-        assert httpx.post(f"{URL}/v1/completions", json=body, timeout=30).json()["usage"]["completion_tokens"] == 2
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=30).json()["usage"]["completion_tokens"] == 2

@@ -13,6 +13,8 @@ from raybm.serving import ingress
 from raybm.serving.ingress import chosen
 from raybm.spec.serve import HttpOptions
 
+OFF = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+
 
 def options(proxy: str, host: str = "127.0.0.1") -> HttpOptions:
     return HttpOptions.parse({"host": host, "proxy": proxy})
@@ -26,7 +28,7 @@ def test_haproxy_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not folder.exists()
     monkeypatch.setattr(ingress, "haproxy", lambda: None)
     with chosen(options("auto"), embedded=True) as entrance:
-        assert (entrance.proxy, entrance.variables) == ("python", {}) and "no HAProxy" in entrance.why
+        assert (entrance.proxy, entrance.variables) == ("python", OFF) and "no HAProxy" in entrance.why
     with pytest.raises(UserError, match="no HAProxy"), chosen(options("haproxy"), embedded=True):
         pass
 
@@ -34,7 +36,7 @@ def test_haproxy_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_serves_own_proxy_elsewhere() -> None:
     for http, embedded in ((options("python"), True), (options("auto"), False), (options("auto", "::1"), True)):
         with chosen(http, embedded=embedded) as entrance:
-            assert (entrance.proxy, entrance.variables) == ("python", {})
+            assert (entrance.proxy, entrance.variables) == ("python", OFF if embedded else {})
     with pytest.raises(UserError, match="cluster"), chosen(options("haproxy"), embedded=False):
         pass
 
