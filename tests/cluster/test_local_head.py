@@ -172,6 +172,20 @@ def test_a_whole_sweep_by_rays_own_client(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_a_sweep_that_is_submitted(head: Head, tmp_path: Path) -> None:
+    sweep = {"space": {"train.lr": [1e-4, 1e-2]}, "sampler": {"kind": "grid"}}
+    data = {"split": {"validation": 0.2, "test": 0.2}}
+    one = {"resources": {"workers": 1}, "train": {"max_steps": 4, "validate_every_steps": 2, "zero": {"stage": 0}}}
+    path = job.write_spec(tmp_path, str(tmp_path / "store"), name="swept", data=data, sweep=sweep, **one)
+    shown: list[str] = []
+    code = cluster.submit(path, say=shown.append, show=shown.append, working_dir=tmp_path, follow=True)
+    assert code == 0, "".join(shown)
+    assert Registry(open_storage(str(tmp_path / "store"))).verify("swept", "prod") == []
+    (table,) = (tmp_path / "store" / "runs").glob("*/sweep.csv")
+    assert [row["end"] for row in csv.DictReader(table.open(encoding="utf-8"))] == ["finished", "finished"]
+
+
+@pytest.mark.integration
 def test_a_program_joins_a_head_that_listens_on_loopback_only(head: Head) -> None:
     """Ray would look for it at the machine's own address, and not stop looking."""
     script = "from raybm.cluster import connect\nwith connect(cpus=1, say=print) as c: print(c.embedded)"

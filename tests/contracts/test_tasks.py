@@ -151,7 +151,7 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        by_value = name.startswith("index") and any(getattr(place, "dtype", None) is torch.bool for place in args[1])
+        by_value = name in ("index", "index_put", "index_put_") and any(getattr(place, "dtype", None) is torch.bool for place in args[1])
         if by_value or name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"):
             frame, files = sys._getframe(), set()
             while frame := frame.f_back:  # type: ignore[assignment]
