@@ -1,8 +1,8 @@
 """Is a population better than its members left alone? jobs/sweep_pretrain.yaml, by the command line.
 
-The population (an exchange every 100 steps) beside as many fixed schedules, which begin with the same values and get as many steps: what
-the best of each reaches. Prints {"pbt_val_loss", "fixed_val_loss", "pbt_test_loss", "fixed_test_loss", "vs_fixed"}: nats a token, means
-over the seeds; vs_fixed is pbt_val_loss ÷ fixed_val_loss.
+The population (an exchange every 100 steps) beside as many fixed schedules, with the values that its members began with and as many steps:
+what the best of each reaches. Prints {"pbt_val_loss", "fixed_val_loss", "pbt_test_loss", "fixed_test_loss", "vs_fixed"}: nats a token,
+means over the seeds; vs_fixed is pbt_val_loss ÷ fixed_val_loss.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import Any
 import common
 
 JOB = common.JOBS / "sweep_pretrain.yaml"
-MEMBERS = 4
-SIDES: dict[str, dict[str, Any]] = {"pbt": {}, "fixed": {"sweep.scheduler": None, "sweep.budget.trials": MEMBERS}}
 
 
 def main() -> None:
@@ -30,18 +28,30 @@ def main() -> None:
     before, cases = common.load(), {}
     with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder:
         for seed in given.seeds:
-            for side, changes in SIDES.items():
-                settings = {"seed": seed, "publish": None} | changes | dict(text.split("=", 1) for text in given.settings)
-                done = common.run_job(JOB, Path(folder), settings)
+            settings = {"seed": seed, "publish": None} | dict(text.split("=", 1) for text in given.settings)
+            population = common.run_job(JOB, Path(folder) / "pbt", settings)
+            schedules = common.run_job(JOB, Path(folder) / "fixed", settings | fixed(population))
+            for side, done in {"pbt": population, "fixed": schedules}.items():
                 cases[f"{side}, seed {seed}"] = case = scores(done)
                 common.say(f"{side}, seed {seed}: {case}")
     means = {
         f"{side}_{split}_loss": statistics.mean(cases[f"{side}, seed {seed}"][split] for seed in given.seeds)
-        for side in SIDES
+        for side in ("pbt", "fixed")
         for split in ("val", "test")
     }
     ratio = means["pbt_val_loss"] / means["fixed_val_loss"]
     common.report({name: round(value, 4) for name, value in (means | {"vs_fixed": ratio}).items()}, cases, before)
+
+
+def fixed(population: Path) -> dict[str, Any]:
+    """Settings of a sweep that leaves the members of the first generation as they began."""
+    from raybm.core.storage import open_storage
+    from raybm.sweep.past import Past
+
+    past = Past(open_storage(str(population.parent.parent)), population.name)
+    begun = [trials[0].start for trials in past.points.values() if trials[0].parent is None]
+    sections = [past.job["train"] | {path.removeprefix("train."): value for path, value in start.items()} for start in begun]
+    return {"sweep.space": json.dumps({"train": sections}), "sweep.sampler": json.dumps({"kind": "grid"}), "sweep.scheduler": None}
 
 
 def scores(run: Path) -> dict[str, Any]:

@@ -160,9 +160,12 @@ def searched(plain: dict[str, Any], place: Path, way: str, seed: int, sweep: dic
     if shared.exists():
         shutil.copytree(shared, store)
     losses: list[float] = []
+    trained: set[tuple[int, int]] = set()
 
     def listen(kind: str, fields: dict[str, Any]) -> None:
-        if kind == "trying" and fields["validations"]:
+        epoch = (fields["step"], fields["validations"]) if kind == "trying" else (0, 0)
+        if epoch[1] and epoch not in trained:  # a trial that goes on tells its last score once more
+            trained.add(epoch)
             losses.append(fields["scores"]["validation.loss"])
             search.exhausted = len(losses) >= BUDGET  # no new point then
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from markupsafe import Markup, escape
 
@@ -113,8 +114,8 @@ def parallel(title: str, axes: Sequence[Axis], lines: Sequence[Line]) -> Markup 
         return None
     gap, height = (WIDTH * 2 - LEFT - 2 * RIGHT) / (len(axes) - 1), HEIGHT - TOP - BOTTOM
 
-    def y(value: float | None) -> float:
-        return round(HEIGHT - BOTTOM - (value if value is not None else 0) * height, 1)
+    def place_of(axis: float, share: float) -> str:
+        return f"{round(LEFT + axis * gap, 1)},{round(HEIGHT - BOTTOM - share * height, 1)}"
 
     parts = []
     for place, axis in enumerate(axes):
@@ -127,11 +128,15 @@ def parallel(title: str, axes: Sequence[Axis], lines: Sequence[Line]) -> Markup 
             f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 10}" text-anchor="{anchor}">{escape(axis.bottom)}</text>'
         )
     for line in sorted(lines, key=lambda line: line.weight):
-        path = " ".join(f"{round(LEFT + place * gap, 1)},{y(value)}" for place, value in enumerate(line.shares))
-        parts.append(
-            f'<polyline class="line s{line.colour}" style="opacity:{0.15 + 0.85 * line.weight:.2f}" points="{path}">'
-            f"<title>{escape(line.name)}</title></polyline>"
-        )
+        for known, group in groupby(enumerate(line.shares), lambda pair: pair[1] is not None):
+            here = [(axis, share) for axis, share in group if share is not None]
+            if known:  # a line ends where it has no value; one value between two of those is a short line
+                places = here if len(here) > 1 else [(here[0][0] + aside, here[0][1]) for aside in (-0.02, 0.02)]
+                path = " ".join(place_of(*place) for place in places)
+                parts.append(
+                    f'<polyline class="line s{line.colour}" style="opacity:{0.15 + 0.85 * line.weight:.2f}" points="{path}">'
+                    f"<title>{escape(line.name)}</title></polyline>"
+                )
     return _figure(title, "", parts, 2 * WIDTH)
 
 

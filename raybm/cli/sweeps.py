@@ -59,7 +59,7 @@ def compare(
     table = Table("run", "searched by", "trials", "finished", "hours of trials", *names, "best", box=None)
     for past in pasts:
         finished = [trial for trial in past.trials if trial.end == "finished"]
-        top = past.best() if finished else None
+        top = past.best() if past.finished else None
         scores = [short(mean(past.points[top.point], name)) if top else "" for name in names]
         hours = sum(trial.seconds for trial in past.trials) / 3600
         values = ", ".join(f"{path} {short(value)}" for path, value in top.values.items()) if top else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Container, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -72,6 +73,21 @@ def halving(metric: str, mode: str, time: str, grace: int, reduction: float, bra
             super().on_trial_add(controller, trial)
             np.random.set_state(before)
 
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            self._passed(trial, result)
+            return str(super().on_trial_result(controller, trial, result))
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            self._passed(trial, result)
+            super().on_trial_complete(controller, trial, result)
+
+        def _passed(self, trial: Any, result: dict[str, Any]) -> None:
+            """A trial that goes on from before this run has no score at the rungs behind it: Tune would take its later ones for those."""
+            for milestone, scores in self._trial_info[trial.trial_id]._rungs:
+                if milestone <= result.get(time, 0) - 1:
+                    scores.setdefault(trial.trial_id, math.nan)
+
+    warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)  # of a rung that only such trials have passed
     return Halving(
         time_attr=time,
         metric=metric,

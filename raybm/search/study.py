@@ -37,6 +37,8 @@ class Study:
         self.listed: Iterator[dict[str, Any]] | None = points(space, job) if sampler is None else None
         directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
         self.study = optuna.create_study(sampler=sampler or optuna.samplers.RandomSampler(), directions=directions)
+        self.failed: set[int] = set()
+        """Optuna's numbers of trials that were told the worst value instead of none."""
 
     def ask(self, point: Mapping[str, Any] | None = None) -> Asked | None:
         """The next point, or that one again; None where every combination has been asked."""
@@ -77,17 +79,41 @@ class Study:
 
         if end == "finished":
             self.study.tell(asked.trial, values)
+        elif end == "stopped":
+            self.study.tell(asked.trial, state=TrialState.PRUNED)
         else:
-            self.study.tell(asked.trial, state=TrialState.PRUNED if end == "stopped" else TrialState.FAIL)
+            self._fail(asked)
+
+    def _fail(self, asked: Asked) -> None:
+        """Samplers leave out what failed, and would try its neighbours again and again: it counts as bad as the worst that is known."""
+        from optuna.samplers import TPESampler
+        from optuna.trial import TrialState
+
+        known = [trial for trial in self.study.get_trials(deepcopy=False) if trial.number not in self.failed]
+        complete = [trial.values for trial in known if trial.state is TrialState.COMPLETE]
+        if isinstance(self.study.sampler, TPESampler):  # ranks by what is complete, then by how far others came: this one is last
+            self.study.tell(asked.trial, state=TrialState.FAIL)
+            if complete or any(trial.state is TrialState.PRUNED for trial in known):
+                again = self.again(asked).trial  # without the values on the way, which may have been good
+                self.failed.add(again.number)
+                self.study.tell(again, state=TrialState.PRUNED)
+        elif complete:
+            self.failed.add(asked.trial.number)
+            worst = [max if direction.name == "MINIMIZE" else min for direction in self.study.directions]
+            self.study.tell(asked.trial, [pick(column) for pick, column in zip(worst, zip(*complete, strict=True), strict=True)])
+        else:
+            self.study.tell(asked.trial, state=TrialState.FAIL)
 
     def importance(self) -> dict[str, float]:
         """Path → share of the first objective's variance that the field explains (fANOVA); empty where that cannot be said."""
         import optuna
 
         several = len(self.study.directions) > 1
+        scored = optuna.create_study(directions=self.study.directions)
+        scored.add_trials([trial for trial in self.study.trials if trial.number not in self.failed])
         try:
             found = optuna.importance.get_param_importances(
-                self.study,
+                scored,
                 evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
                 target=(lambda trial: trial.values[0]) if several else None,
             )

@@ -62,7 +62,8 @@ class SweepSpec(Spec):
     """What stops trials that do badly, or (pbt, pb2) changes their values on the way."""
     objectives: Annotated[dict[str, Literal["min", "max"]], Field(min_length=1)] = {"validation.loss": "min"}
     """What the best is best in: `validation.loss`, `validation.accuracy`, `train.…` (such as train.seconds), or a score of the test split,
-    `evaluate.…`. Of several, those points are kept that no other beats in all; the job goes on with the one that is best in the first."""
+    `evaluate.…`. Of several, those points are kept that no other beats in all; the job goes on with the one that is best in the first (of
+    those that are alike there, in the next)."""
     warm_start: tuple[Annotated[str, AfterValidator(_source)], ...] = ()
     """What is known before the first trial: names of runs whose sweeps' finished trials the sampler (tpe, gp) learns from, as far as they
     lie in the space and have the objectives; registry:name@alias-or-version, the values of whose job are tried first."""
@@ -103,8 +104,8 @@ class SweepSpec(Spec):
         Check(
             ("sampler", "scheduler"),
             lambda sampler, scheduler: (
-                ("cma_es does not learn from points that pause.", "Use tpe or gp, or another scheduler.")
-                if sampler.kind == "cma_es" and _promotes(scheduler)
+                (f"{sampler.kind} does not learn from points that pause.", "Use tpe, or another scheduler.")
+                if sampler.kind in ("cma_es", "gp") and _promotes(scheduler)
                 else None
             ),
         ),

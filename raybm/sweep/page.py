@@ -113,17 +113,17 @@ def _fronts(search: Search) -> list[Markup | None]:
 
 
 def _slice(search: Search, ranked: list[Point], path: str) -> Markup | None:
-    dimension, values = search.spec.space[path], {point.trials[0].point: point.trials[0].values.get(path) for point in ranked}
+    dimension, values = search.spec.space[path], [(point, point.trials[0].values) for point in ranked]
     listed = [json.dumps(value) for value in dimension.choice or ()]
     dots = [
         Dot(
-            float(listed.index(json.dumps(value))) if dimension.choice else float(value),
+            float(listed.index(json.dumps(own[path])) if dimension.choice else own[path]),
             _score(search, point),
-            f"point {point.trials[0].point}: {value}",
+            f"point {point.trials[0].point}: {own[path]}",
             2 if point is ranked[0] else 1,
         )
-        for point in ranked
-        if (value := values[point.trials[0].point]) is not None
+        for point, own in values
+        if path in own  # else it did not apply
     ]
     names = listed if dimension.choice else ()
     return scatter(path, dots, path, search.points.first, log=dimension.loguniform is not None, names=names)
@@ -134,13 +134,13 @@ def _parallel(search: Search, ranked: list[Point]) -> Markup | None:
     scores = [_score(search, point) for point in ranked]
     axes, shares = [], []
     for path, dimension in search.spec.space.items():
-        values = [point.trials[0].values.get(path) for point in ranked]
+        values = [point.trials[0].values for point in ranked]
         if dimension.choice:
             listed = [json.dumps(value) for value in dimension.choice]
-            places = [None if value is None else listed.index(json.dumps(value)) / max(1, len(listed) - 1) for value in values]
+            places = [listed.index(json.dumps(own[path])) / max(1, len(listed) - 1) if path in own else None for own in values]
             axes.append(Axis(path, listed[0], listed[-1] if len(listed) > 1 else ""))
         else:
-            places, bottom, top = _scaled(values, dimension.loguniform is not None)
+            places, bottom, top = _scaled([own.get(path) for own in values], dimension.loguniform is not None)
             axes.append(Axis(path, bottom, top))
         shares.append(places)
     places, bottom, top = _scaled(scores, False)

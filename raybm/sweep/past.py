@@ -12,7 +12,7 @@ from raybm.core.registry import Registry
 from raybm.core.runs import SWEEP, read_state
 from raybm.core.storage import Storage
 from raybm.search.space import at
-from raybm.sweep.trial import Trial, cost, ended, mean, stored
+from raybm.sweep.trial import Trial, costs, ended, mean, stored
 
 
 class Past:
@@ -29,16 +29,25 @@ class Past:
         self.fields: list[str] = list(sweep["space"])
         self.by = " with ".join(part["kind"] for part in (sweep["sampler"], sweep["scheduler"]) if part)
         try:
-            place = json.loads(root.read(f"runs/{run}/{SWEEP}"))["storage"]
+            noted = json.loads(root.read(f"runs/{run}/{SWEEP}"))
         except NotFound:
             raise UserError("has not begun with its trials.", where=run, remedy="Look at `raybm logs`.") from None
-        self.points = stored(root.at(place))
-        self.costs = {number: cost(trials, self.objectives) for number, trials in self.points.items()}
-        self.trials = [trial for number in sorted(self.points, key=lambda number: self.costs[number]) for trial in self.points[number]]
+        points, repeats = noted.get("points", math.inf), noted.get("repeats", math.inf)  # of one that is over
+        found = {number: trials for number, trials in stored(root.at(noted["storage"])).items() if number <= points}
+        self.points = {number: [trial for trial in trials if trial.repeat < repeats] for number, trials in found.items()}
+        self.costs = {number: costs(trials, self.objectives) for number, trials in self.points.items()}
+        self.ranked = sorted(self.points, key=lambda number: (number != noted.get("best"), self.costs[number]))
+        """Numbers of the points, the best one first; of a run that is over, the one that it went on with."""
+        self.trials = [trial for number in self.ranked for trial in self.points[number]]
+
+    @property
+    def finished(self) -> bool:
+        """Whether a point is, with all its seeds."""
+        return bool(self.ranked) and math.isfinite(self.costs[self.ranked[0]][0])
 
     def best(self) -> Trial:
         """Raises UserError where none is finished."""
-        if not self.trials or math.isinf(self.costs[self.trials[0].point]):
+        if not self.finished:
             raise UserError("no trial is finished.", where=self.run, remedy="`raybm sweep show` says why those that failed did.")
         return self.trials[0]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from raybm.search.study import Asked, End
 from raybm.spec.sweep import ENERGY
-from raybm.sweep.trial import Trial, cost, ended, mean, spread
+from raybm.sweep.trial import Trial, costs, ended, mean, spread
 
 
 @dataclass
@@ -51,19 +51,18 @@ class Points(list[Point]):
         return 1 if self.objectives[self.first] == "min" else -1
 
     def ranked(self) -> list[Point]:
-        """The finished points, the best one first."""
-        return sorted((point for point in self if point.end == "finished"), key=lambda point: cost(point.trials, self.objectives))
+        """The finished points, the best one first; where two are alike in an objective, by the next one."""
+        return sorted((point for point in self if point.end == "finished"), key=lambda point: costs(point.trials, self.objectives))
 
     def front(self) -> list[Point]:
         """The finished points that no other one beats in an objective without being beaten in another (the Pareto front)."""
-        signs = [1 if mode == "min" else -1 for mode in self.objectives.values()]
         finished = self.ranked()
-        costs = [[sign * (point.mean(name) or 0.0) for sign, name in zip(signs, self.objectives, strict=True)] for point in finished]
+        all_costs = [costs(point.trials, self.objectives) for point in finished]
 
-        def beaten(own: list[float]) -> bool:
-            return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in costs)
+        def beaten(own: tuple[float, ...]) -> bool:
+            return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in all_costs)
 
-        return [point for point, own in zip(finished, costs, strict=True) if not beaten(own)]
+        return [point for point, own in zip(finished, all_costs, strict=True) if not beaten(own)]
 
     def line(self, trial: Trial) -> list[Trial]:
         """A trial, and before it what it went on from."""

@@ -68,7 +68,9 @@ def _search(
             context.run_dir.joinpath("sweep.csv").write_text(search.points.table(search.spec.space), encoding="utf-8")
             context.progress(f"sweep: {write(search, context.run_dir)}")
     winner = search.winner()
-    for trial in search.points.line(search.points.ranked()[0].trials[0]):  # the report's curves, where this run trained it on this machine
+    best = search.points.ranked()[0].trials[0]
+    search.note(points=len(search.points), repeats=search.spec.repeats, best=best.point)
+    for trial in search.points.line(best):  # the report's curves, where this run trained it on this machine
         context.events.take(context.run_dir / "trials" / trial.name / FILE, ("train", "validate", "profile"))
     return winner
 
@@ -98,12 +100,12 @@ class Search:
         scheduler = self.spec.scheduler
         self.population = scheduler if isinstance(scheduler, Population) else None
         self.rungs = scheduler if isinstance(scheduler, Asha) and scheduler.type == "promotion" else None
-        where = place(job, context.storage)
-        self.storage = context.storage.at(where)
+        self.where = place(job, context.storage)
+        self.storage = context.storage.at(self.where)
         known = stored(self.storage)
         # A population begins with other values than other searches, whose trainings would be past its first exchange; and a search that
         # is begun again does not draw anew what it drew before.
-        salt = [where.rpartition("/")[2]] * (self.population is not None) + [str(len(known))] * bool(known)
+        salt = [self.where.rpartition("/")[2]] * (self.population is not None) + [str(len(known))] * bool(known)
         sampler = self.spec.sampler.build(Random(" ".join([str(job.seed), *salt])).getrandbits(32) if salt else job.seed)
         self.study = Study(self.spec.space, self.base.canonical(), sampler, list(self.spec.objectives.values()))
         self.wanted = self.spec.budget.trials or (None if sampler is None or self.population else POINTS)
@@ -116,8 +118,13 @@ class Search:
         """Points to try before the sampler is asked."""
         for source in self.spec.warm_start:
             self._know(source)
-        context.storage.write(f"runs/{run}/{SWEEP}", json.dumps({"storage": where}).encode())
+        self.note()
         self._recall(known)
+
+    def note(self, **facts: int) -> None:
+        """Where the trials are; at the end also which of them are this run's, to which another one may add."""
+        place = {"storage": self.where}
+        self.context.storage.write(f"runs/{self.run}/{SWEEP}", json.dumps(place | facts).encode())
 
     @property
     def pauses(self) -> bool:
@@ -364,6 +371,9 @@ class Search:
         means = [point.mean(name) for name in self.spec.objectives]
         values = [value for value in means if value is not None]
         assert point.end is not None
+        if point.end == "stopped" and self.spec.repeats > 1:  # else they were reported one by one
+            for time, cost in sorted(self._costs(point).items()):
+                self.study.report(point.asked, self.points.sign * cost, time)
         self.study.tell(point.asked, point.end, values)
         point.told = True
 

@@ -86,10 +86,8 @@ def spread(trials: Sequence[Trial], metric: str) -> float | None:
     return statistics.stdev(values) if len(values) == len(trials) > 1 else None
 
 
-def cost(trials: Sequence[Trial], objectives: Mapping[str, str]) -> float:
-    """Of a point in the first objective, the mean over its seeds, the lower the better; endless where one is not finished."""
-    name, mode = next(iter(objectives.items()))
-    value = mean(trials, name) if ended(trials) == "finished" else None
-    if value is None:
-        return math.inf
-    return value if mode == "min" else -value
+def costs(trials: Sequence[Trial], objectives: Mapping[str, str]) -> tuple[float, ...]:
+    """Of a point in each objective, the mean over its seeds, the lower the better; endless where one is not finished."""
+    finished = ended(trials) == "finished"
+    means = {name: mean(trials, name) if finished else None for name in objectives}
+    return tuple(math.inf if (value := means[name]) is None else value if mode == "min" else -value for name, mode in objectives.items())

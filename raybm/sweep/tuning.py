@@ -166,10 +166,11 @@ class Asking(Searcher):
 
     def _cut(self, trial_id: str) -> None:
         point, trial = self.running.pop(trial_id)
-        self.search.cut(point, trial.model_copy(update={"seconds": round(trial.seconds + self.took.get(trial_id, 0.0), 2)}))
+        self.search.cut(point, trial.model_copy(update={"seconds": round(trial.seconds + self.took.pop(trial_id, 0.0), 2)}))
 
     def over(self, trial_id: str, end: str, result: Mapping[str, Any], error: str) -> None:
         point, trial = self.running.pop(trial_id)
+        self.took.pop(trial_id, None)
         metrics = _numbers(result) or trial.metrics
         seconds = round(trial.seconds + float(result.get("time_total_s", 0.0)), 2)  # before it paused, and since
         self.search.ended(point, trial.model_copy(update={"end": end, "metrics": metrics, "seconds": seconds, "error": error}))

@@ -42,6 +42,28 @@ def test_looking_at_a_sweep(tmp_path: Path) -> None:
     assert len(compared) == 3 and compared[1] == compared[2] and "grid" in compared[1] and "train.lr 0.1" in compared[1]
 
 
+def test_a_run_that_is_over_keeps_its_best(tmp_path: Path) -> None:
+    """Another one that adds points to the same sweep finds a better one."""
+    root = open_storage(str(tmp_path / "store"))
+    made = Run(root, "tiny", job(tmp_path, GRID).canonical(), on_cancel=lambda: None)
+    found = search(tmp_path, GRID | {"budget": {"trials": 2}}, made.id)
+    end(found, loss=3.0), end(found, loss=2.0)
+    found.note(points=2, repeats=1, best=2)
+    made.close(state="succeeded")
+    more = run(tmp_path, 1.0)
+    assert [Past(root, name).best().point for name in (made.id, more)] == [2, 3]
+    assert list(Past(root, made.id).points) == [1, 2] and len(sweep(tmp_path, "show", made.id).splitlines()) == 3
+
+
+def test_sweeps_whose_seeds_are_not_over_are_compared(tmp_path: Path) -> None:
+    spec = GRID | {"repeats": 2}
+    made = Run(open_storage(str(tmp_path / "store")), "tiny", job(tmp_path, spec).canonical(), on_cancel=lambda: None)
+    end(search(tmp_path, spec, made.id), loss=1.0)
+    made.close(state="cancelled")
+    (line,) = sweep(tmp_path, "compare", made.id).splitlines()[1:]
+    assert line.split()[:4] == [made.id, "grid", "2", "1"]
+
+
 def test_what_there_is_not(tmp_path: Path) -> None:
     root = open_storage(str(tmp_path / "store"))
     with pytest.raises(NotFound, match="there is no such run"):

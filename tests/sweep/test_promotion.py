@@ -84,6 +84,16 @@ def test_seeds_are_promoted_together(tmp_path: Path) -> None:
     assert [point.end for point in found.points] == ["stopped", "finished"]
 
 
+def test_the_sampler_knows_the_mean_of_seeds_that_paused(tmp_path: Path) -> None:
+    found = search(tmp_path, PROMOTED | {"repeats": 2, "sampler": {"kind": "tpe"}})
+    for _ in range(5):
+        following = found.next()
+        assert following is not None
+        to_the_rung(found, following)
+    first = found.study.study.trials[0]
+    assert first.state.name == "PRUNED" and first.intermediate_values == {1: 1.99 - found.points[0].trials[0].values["train.lr"]}
+
+
 def test_a_seed_that_a_killed_run_had_promoted_waits_for_the_others(tmp_path: Path) -> None:
     sweep = PROMOTED | {"repeats": 2, "budget": {"trials": 2}}
     found, done = search(tmp_path, sweep), []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raybm.search import Population
+from raybm.search import Asha, Population
 from raybm.search.hyperband import HyperBand
 from raybm.spec.sweep import TIME
 from raybm.sweep.tuning import recall
@@ -47,6 +47,21 @@ def test_schedulers_compare_with_what_was_before(tmp_path: Path, scheduler: dict
             if told == "STOP":
                 break
         assert told == decision
+
+
+@pytest.mark.parametrize("scheduler", [Asha(), HyperBand(brackets=1)])
+def test_the_later_scores_of_a_trial_that_goes_on_are_none_of_earlier_rungs(scheduler: Asha | HyperBand) -> None:
+    """Tune would take them for those, and stop newcomers that do as well as it did at their age."""
+    made: Any = scheduler.build("validation.loss", "min", TIME)
+    for name, curve in {"a": [2.0], "b": [2.1], "c": [2.2], "later": [0.9, 0.8, 0.7]}.items():
+        trial: Any = SimpleNamespace(trial_id=name, config={"name": name})
+        made.on_trial_add(HERE, trial)
+        for at, loss in enumerate(curve, 6 if name == "later" else 1):
+            made.on_trial_result(HERE, trial, {"validations": float(at), "validation.loss": loss})
+        made.on_trial_complete(HERE, trial, {"validations": float(at), "validation.loss": curve[-1]})
+    newcomer: Any = Newcomer()
+    made.on_trial_add(HERE, newcomer)
+    assert made.on_trial_result(HERE, newcomer, {"validations": 1.0, "validation.loss": 1.9}) == "CONTINUE"
 
 
 def test_a_trial_is_dealt_to_the_same_bracket_again() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +82,10 @@ GRID = {"space": {"train.lr": [0.1, 0.2], "train.global_batch": [8, 16]}, "sampl
             {"space": {"train.lr": [1.0]}, "sampler": {"kind": "cma_es"}, "scheduler": {"kind": "asha", "type": "promotion"}},
             "cma_es does not learn from points that pause",
         ),
+        (
+            {"space": {"train.lr": [1.0]}, "sampler": {"kind": "gp"}, "scheduler": {"kind": "asha", "type": "promotion"}},
+            "gp does not learn from points that pause. Use tpe",
+        ),
         ({"space": {"train.lr": [1]}, "objectives": {"evaluate.accuracy": "max"}}, "no stage reports evaluate.accuracy"),
         ({"space": {"train.lr": [1]}, "objectives": {"validation.los": "min"}}, "Did you mean 'validation.loss'?"),
         ({"space": {"train.lr": [1]}, "budget": {"trials": 0}}, "sweep.budget.trials"),
@@ -154,6 +159,14 @@ def test_the_front_of_several_objectives(tmp_path: Path) -> None:
         end(found, loss=loss, accuracy=accuracy)
     assert [point.trials[0].point for point in found.points.front()] == [1, 4, 2]
     assert [row["front"] for row in csv.DictReader(io.StringIO(found.points.table(found.spec.space)))] == ["1", "1", "0", "1"]
+
+
+def test_what_is_alike_in_the_first_objective_is_ranked_by_the_next(tmp_path: Path) -> None:
+    found = search(tmp_path, GRID | {"objectives": {"validation.accuracy": "max", "validation.loss": "min"}})
+    for loss, accuracy in ((3.0, 0.9), (1.0, 0.9), (2.0, 0.9), (0.5, 0.8)):
+        end(found, loss=loss, accuracy=accuracy)
+    assert [point.trials[0].point for point in found.points.ranked()] == [2, 3, 1, 4]
+    assert [point.trials[0].point for point in found.points.front()] == [2, 4] and found.winner().train.global_batch == 16
 
 
 def test_nothing_finished(tmp_path: Path) -> None:
@@ -344,6 +357,17 @@ def test_the_page_of_a_wide_range(tmp_path: Path) -> None:
     found = search(tmp_path, {"space": {"train.max_steps": {"randint": [1, 10**9]}}, "budget": {"trials": 2}})
     end(found, loss=1.0), end(found, loss=2.0)
     assert "train.max_steps" in write(found, tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_page_of_values_that_are_null_and_of_none(tmp_path: Path) -> None:
+    conditional = {"choice": [0.1, 0.2], "when": {"train.ema": 0.999}}
+    found = search(tmp_path, {"space": {"train.ema": [0.999, None], "train.lr": conditional}, "sampler": {"kind": "grid"}})
+    for loss in (2.0, 3.0, 1.0):
+        end(found, loss=loss)
+    text = write(found, tmp_path).read_text(encoding="utf-8")
+    assert "point 3: None" in text, "the best one, with null"
+    lines = [points.split() for points in re.findall(r'<polyline[^>]* points="([^"]*)"><title>point 3<', text)]
+    assert [len(points) for points in lines] == [2, 2], "nothing between null and the loss"
 
 
 def test_a_page_of_nothing(tmp_path: Path) -> None:
