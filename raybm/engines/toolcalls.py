@@ -116,12 +116,26 @@ class CallStream:
         """The calls that the text is made of; none where it is anything else."""
         documents = _documents(text)
         written = [(d.get("name"), d.get("arguments", d.get("parameters", {}))) for d in documents if isinstance(d, dict)]
-        if len(written) < len(documents) or not all(name in self.names and isinstance(given, dict) for name, given in written):
+        known = [(name, _arguments(given)) for name, given in written if isinstance(name, str) and name in self.names]
+        calls = [ToolCall(self.found + place, name, text) for place, (name, text) in enumerate(known) if text is not None]
+        if len(calls) < len(documents):
             return ()
-        first, self.found = self.found, self.found + len(written)
-        return tuple(
-            ToolCall(first + place, str(name), json.dumps(given, ensure_ascii=False)) for place, (name, given) in enumerate(written)
-        )
+        self.found += len(calls)
+        return tuple(calls)
+
+
+def _arguments(given: Any) -> str | None:
+    """As text; None where they are no object, or nested too deep."""
+    if not isinstance(given, dict):
+        return None
+    try:
+        text = json.dumps(given, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair that UTF-16 writes an emoji as
+        return json.dumps(given)
+    except RecursionError:
+        return None
+    return text
 
 
 def _documents(text: str) -> list[Any]:

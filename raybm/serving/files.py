@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -74,7 +76,7 @@ FORM = {
 
 def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
     router = APIRouter(responses=ERRORS)
-    going = Transfers()
+    going, uploads = Transfers(), ThreadPoolExecutor(Transfers.MAX, "raybm-upload")  # others need the event loop's few threads
 
     @router.post("/v1/files", response_model=FileObject, openapi_extra=body("multipart/form-data", FORM))
     async def upload(request: Request) -> Response:
@@ -91,7 +93,8 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
                     raise _too_large(gateway.spec.max_file_bytes)
                 seconds = fields.expires_after.seconds if fields.expires_after else None
                 chunks, name = iter(lambda: file.file.read(COPY_BYTES), b""), _filename(file.filename)
-                stored = await asyncio.to_thread(files.add, request.state.tenant, chunks, name, fields.purpose, expires_after_s=seconds)
+                add = partial(files.add, request.state.tenant, chunks, name, fields.purpose, expires_after_s=seconds)
+                stored = await asyncio.get_running_loop().run_in_executor(uploads, add)
         except (MultiPartException, HTTPException):
             raise InvalidRequest("the form cannot be read.", remedy="Send multipart/form-data with the fields file and purpose.") from None
         return JSONResponse(stored.wire())

@@ -43,7 +43,11 @@ with open(path, "w") as file:
 os.execv({binary!r}, [{binary!r}, *sys.argv[1:]])
 """
 KEEPS = "{ path_sub /v1/files /v1/batches }"
+SERVES_OWN = "serve[-_]multiplexed[-_]model[-_]id|x[-_]session[-_]id|x-request-(disconnect-disabled|timeout-seconds)"
 FRONTEND = (
+    # What Serve would take from any client, and answer in its own words, or break on: whether to notice that one leaves, say.
+    f"http-request del-header ^({SERVES_OWN})$ -m reg",
+    "http-request del-header x-request-id unless { req.fhdr(x-request-id) -m reg ^[!-~]{1,128}$ }",  # it gets another then
     f"http-request disable-l7-retry if !METH_GET {KEEPS}",  # all else is sent again where a gateway goes without an answer,
     f"http-request wait-for-body time {BODY_S:.0f}s if METH_POST !{KEEPS}",  # which HAProxy can if it has the whole request
 )

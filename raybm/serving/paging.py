@@ -16,9 +16,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is wrong."},
     401: {"description": "No key, or an unknown one."},
     404: {"description": "There is no such file or batch."},
+    408: {"description": "The body came too slowly."},
     413: {"description": "The body or the file is too large."},
     429: {"description": "The tenant's requests are used up; Retry-After says when there are more."},
-    504: {"description": "The body came too slowly."},
+    431: {"description": "The headers are too large."},
+    503: {"description": "Too many files are on their way, or their storage does not answer; Retry-After says when to try again."},
 }
 """What the routes tell FastAPI of their errors."""
 

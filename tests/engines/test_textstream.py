@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -13,10 +15,11 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    special = ["<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer.train_from_iterator(TEXTS[:1], trainers.BpeTrainer(vocab_size=320, special_tokens=special[:1], initial_alphabet=["▁"]))
-    tokenizer.add_tokens(special[1:])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    tokenizer.train_from_iterator(TEXTS[:1], trainers.BpeTrainer(vocab_size=60, special_tokens=["<s>"], initial_alphabet=["▁"]))
+    written = json.loads(tokenizer.to_str())
+    vocabulary = written["model"]["vocab"]
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(written)), bos_token="<s>")
 
 
 def stream(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
@@ -40,6 +43,14 @@ def test_pieces_are_whole_characters_and_join_to_the_text(text: str) -> None:
 def test_the_space_before_the_first_word_is_kept() -> None:
     pieces, _ = stream(sentencepiece_like(), "the quick", " brown fox jumps")
     assert "".join(pieces) == " brown fox jumps"
+
+
+@pytest.mark.parametrize("prompt", ["the quick", "🦊" * 5])
+@pytest.mark.parametrize("count", range(1, 9))
+def test_characters_that_are_bytes_one_after_another(prompt: str, count: int) -> None:
+    """A decoder gives up all bytes of a run that begins within a character."""
+    pieces, _ = stream(sentencepiece_like(), prompt, "🦙" * count + " é한 fox")
+    assert "".join(pieces) == "🦙" * count + " é한 fox"
 
 
 def test_a_character_cut_by_the_end_is_left_out() -> None:

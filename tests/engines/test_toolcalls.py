@@ -48,6 +48,9 @@ NOW = ToolCall(1, "now", "{}")
         ("json", '{"name": "add", "arguments": 1}', '{"name": "add", "arguments": 1}', []),
         ("json", '{"a": 1}', '{"a": 1}', []),
         ("json", "[" * 5000, "[" * 5000, []),
+        ("json", '{"name": {"first": "Ada"}, "age": 36}', '{"name": {"first": "Ada"}, "age": 36}', []),
+        ("hermes", '<tool_call>{"name": []}</tool_call>', '<tool_call>{"name": []}</tool_call>', []),
+        ("json", '{"name": "now", "arguments": {"t": "\\ud83d"}}', "", [ToolCall(0, "now", '{"t": "\\ud83d"}')]),
         ("json", "", "", []),
     ],
 )

@@ -57,6 +57,10 @@ def test_bodies_that_are_no_request(path: str, body: bytes) -> None:
     assert len(error["message"]) < 1000 and error["type"] == "invalid_request_error"
 
 
+def called(arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": arguments}}]}
+
+
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [
@@ -68,8 +72,11 @@ def test_bodies_that_are_no_request(path: str, body: bytes) -> None:
         ("messages", [{"role": "user", "content": 5}]),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]),
         ("messages", [{"role": "assistant"}]),
-        ("messages", [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]}]),
-        ("messages", [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[" * 5000}}]}]),
+        ("messages", [called("{")]),
+        ("messages", [called("[" * 5000)]),
+        ("messages", [called('{"a": "\\ud800"}')]),
+        ("messages", [called('{"a": NaN}')]),
+        ("messages", [called('{"a":' * 600 + "1" + "}" * 600)]),
         ("max_tokens", -1),
         ("max_tokens", 0),
         ("max_tokens", 1.5),
@@ -103,6 +110,14 @@ def test_parameters_that_make_no_sense(parameter: str, value: Any) -> None:
     error = refusal(ask(APP, "POST", "/v1/chat/completions", json=chat("x") | {parameter: value}), 400, "invalid_request")
     assert error["param"] in (parameter, None)
     assert "input_type" not in error["message"] and "pydantic" not in error["message"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+def test_numbers_that_are_none_within_a_schema(number: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"maximum": "NUMBER"}}}
+    body = json.dumps(chat("x", tools=[tool])).replace('"NUMBER"', number)
+    error = refusal(ask(APP, "POST", "/v1/chat/completions", content=body), 400, "invalid_request")
+    assert error["param"] == "tools" and "numbers should be finite" in error["message"]
 
 
 def test_texts_that_would_hold_up_a_tokenizer() -> None:

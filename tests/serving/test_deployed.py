@@ -101,11 +101,18 @@ def test_requests_are_logged_where_it_is_told(deployed: tuple[psutil.Process, Pa
     assert "look-for-me" not in deployed[1].read_text()
 
 
+@pytest.mark.parametrize("name", [b"x-request-id", b"x-request-timeout-seconds", b"serve-multiplexed-model-id", b"x-session-id"])
+def test_headers_that_serve_would_break_on(deployed: tuple[psutil.Process, Path], name: bytes) -> None:
+    answer = httpx.get(f"{URL}/v1/models", headers=[(name, b"caf\xe9")])
+    assert answer.status_code == 200 and answer.headers["x-request-id"] != "caf\xe9"
+
+
 def test_a_client_that_leaves_frees_the_only_place(deployed: tuple[psutil.Process, Path]) -> None:
-    """Its body comes behind its headers, as with most clients."""
+    """Its body comes behind its headers, as with most clients; and nobody but us decides whether it is missed."""
     ask = {"model": "smollm2", "prompt": "Once upon a time", "temperature": 1, "seed": 1}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2000}, timeout=1)
+        stays = {"x-request-disconnect-disabled": "?1"}
+        httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2000}, headers=stays, timeout=1)
     assert httpx.post(f"{URL}/v1/completions", json=ask | {"max_tokens": 2}, timeout=30).status_code == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from raybm.core.storage import LocalStorage, Storage
 from raybm.serving.files import Transfers
+from raybm.serving.offline.stored import Files
 from tests.serving.house import CHAT, OTHER, House, ended, line, started, until
 
 
@@ -130,6 +132,23 @@ def test_files_leave_places_for_other_requests(tmp_path: Path, monkeypatch: pyte
             id = (await first).json()["id"]
             assert (await http.get(f"/v1/files/{id}/content")).content == b"{}"
             assert (await http.get(f"/v1/files/{id}/content")).status_code == 200, "the place is free again"
+
+    asyncio.run(go())
+
+
+def test_a_slow_storage_holds_up_nobody_but_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    add = Files.add
+    monkeypatch.setattr(Files, "add", lambda *given, **more: free.wait(60) and add(*given, **more))
+
+    async def go() -> None:
+        async with House(LocalStorage(tmp_path)).http() as http:
+            form: Any = {"files": {"file": ("f", b"{}")}, "data": {"purpose": "batch"}}
+            uploads = [asyncio.create_task(http.post("/v1/files", **form)) for _ in range(Transfers.MAX)]
+            await asyncio.sleep(0.5)
+            assert (await asyncio.wait_for(http.get("/v1/files"), 10)).json()["data"] == []
+            free.set()
+            assert {answer.status_code for answer in await asyncio.gather(*uploads)} == {200}
 
     asyncio.run(go())
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 6  # tokens before the new one that are decoded with it: a decoder drops the space before the first token it sees
-HELD = 8  # tokens after which bytes that make no character are shown as U+FFFD: a character of four bytes takes four tokens at most
+CHARACTER = 4  # tokens at most, one a byte
+HELD = 2 * CHARACTER  # tokens after which bytes that make no character are shown as U+FFFD
 
 
 class TextStream:
@@ -15,7 +16,8 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(s for s in stop if s)
-        self.ids = list(prompt[-CONTEXT:])
+        self.ids = list(prompt[-CONTEXT - CHARACTER :])
+        self._forget()
         self.shown = self._decode()  # the text of `ids` that was already given out
         self.behind = 0  # tokens of `ids` that were not
         self.pending = ""  # whole characters that may be the start of a stop string
@@ -38,12 +40,18 @@ class TextStream:
         self.pending = ""
         return text
 
-    def _decode(self) -> str:
-        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _forget(self) -> None:
+        """All but the context, which begins with a whole character: decoders give up a run of bytes that begins within one."""
+        tails = (self.ids[-length:] for length in range(CONTEXT, CONTEXT + CHARACTER))
+        self.ids = next((tail for tail in tails if not self._decode(tail).startswith("\ufffd")), self.ids[-CONTEXT:])
+
+    def _decode(self, ids: list[int] | None = None) -> str:
+        return str(self.tokenizer.decode(self.ids if ids is None else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _release(self, text: str) -> str:
         self.pending += text[len(self.shown) :]
-        self.ids, self.behind = self.ids[-CONTEXT:], 0
+        self._forget()
+        self.behind = 0
         self.shown = self._decode()
         found = [at for at in (self.pending.find(stop) for stop in self.stop) if at >= 0]
         if found:

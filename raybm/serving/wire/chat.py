@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic_core import from_json
 
 from raybm.engines.protocol import Answer, Chosen, Delta, GenerateRequest, Likely, ToolCall
 from raybm.serving.wire.base import Json, Part
@@ -15,7 +16,17 @@ from raybm.serving.wire.generation import LOGPROBS_MAX, Generation
 
 TOOLS_MAX = 128
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-JsonObject = dict[str, Any]
+
+
+def _finite(document: Json) -> Json:
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError:
+        raise ValueError("numbers should be finite") from None
+    return document
+
+
+JsonObject = Annotated[Json, AfterValidator(_finite)]
 
 
 class TextPart(Part):
@@ -51,8 +62,8 @@ class CalledFunction(Part):
     @classmethod
     def _object(cls, value: str) -> str:
         try:
-            document = json.loads(value)
-        except (ValueError, RecursionError):
+            document = from_json(value, allow_inf_nan=False)  # as deep as a body may be, and with whole characters
+        except ValueError:
             document = None
         if not isinstance(document, dict):
             raise ValueError("should be a JSON object, as text")
