@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
-import pyarrow.parquet as pq
 
 from raybm import ops
+from raybm.core.artifact import Artifact
 from raybm.core.events import by_step, read_events
 from raybm.core.spec import load
+from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
-from raybm.training.batches import Schedule
+from raybm.training.batches import Schedule, open_rows
 from raybm.training.zero import deepspeed_config
 
 WINDOW = 10  # steps; the default of train.log_every_steps
@@ -81,19 +81,17 @@ def measure(path: Path, place: Path, rounds: int, steps: int, peers: Mapping[str
 
 
 def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any]:
-    """What a bare loop needs to know: raybm's model, rows and order as plain files and numbers."""
+    """What a bare loop needs to know: raybm's model, its rows and how they are dealt, as plain files and numbers."""
+    from safetensors.torch import load_file
+
     job = load(JobSpec, path, [f"{name}={'null' if value is None else value}" for name, value in settings.items()])
     prepared, trained, workers, train = common.artifact(done, "prepare"), common.artifact(done, "train"), job.resources.workers, job.train
     model = done.parent.parent / "model"
     shutil.copytree(trained / "model", model)
-    encoded = pq.read_table(prepared / "encoded" / "train", columns=["input_ids"])["input_ids"].to_pylist()
-    lengths = np.array([len(row) for row in encoded])
-    schedule = Schedule(lengths, train.global_batch, workers, job.seed, train.micro_batch)
-    steps = [[schedule.step(step, rank) for rank in range(workers)] for step in range(train.max_steps or 0)]
-    if any(len(passes) > 1 for step in steps for passes in step):
-        common.fail(f"{path} accumulates gradients; the peers do not.")
-    order = [[passes[0] for passes in step] for step in steps]
+    rows = open_rows(Artifact(open_storage(str(prepared)), "prepare", prepared.name), "train")
+    order = dealt(Schedule.of(train, rows, workers, job.seed), train.max_steps or 0)
     config = json.loads((model / "config.json").read_text())
+    trainable = sum(weight.numel() for weight in load_file(model / "model.safetensors").values())
     return {
         "class": config["architectures"][0],
         "model": str(model),
@@ -104,9 +102,8 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
         "view": json.loads((trained / "record.json").read_text())["view"],
         "order": order,
         "steps": len(order),
-        "tokens": [int(sum(lengths[row] for mine in step for row in mine)) for step in order],
+        "tokens": [int(sum(rows.lengths[row] for mine in step for row in mine)) for step in order],
         "pad": config.get("pad_token_id") or 0,
-        "batch": train.global_batch // workers,
         "one_label": job.task.kind == "text_classification",
         "workers": workers,
         "window": WINDOW,
@@ -114,9 +111,18 @@ def peer_case(path: Path, settings: dict[str, Any], done: Path) -> dict[str, Any
         "betas": train.betas,
         "weight_decay": train.weight_decay,
         "clip_norm": train.clip_norm,
-        "deepspeed": deepspeed_config(train, workers, "cpu")
+        "deepspeed": deepspeed_config(train, workers, "cpu", trainable)
         | {"train_batch_size": train.global_batch, "train_micro_batch_size_per_gpu": train.global_batch // workers},
     }
+
+
+def dealt(schedule: Schedule, steps: int) -> list[list[list[int]]]:
+    """Row numbers by step and rank, as raybm's ranks take them: all peers get them so. Ends the benchmark where a step is not one pass of
+    each rank."""
+    passes = [[schedule.step(step, rank) for rank in range(schedule.workers)] for step in range(steps)]
+    if any(len(mine) != 1 or not mine[0] for step in passes for mine in step):
+        common.fail("a rank has several passes of a step, or no row; the peers have one pass.")
+    return [[list(mine[0]) for mine in step] for step in passes]
 
 
 def bare(script: str, case: Path, **variables: str) -> dict[str, Any]:

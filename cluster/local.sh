@@ -38,6 +38,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+[[ $state == /* ]] || state=$PWD/$state # jobs are told it, and work elsewhere
 for number in "$port" "$dashboard_port" "${num_cpus:-1}"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "$number is no number above 0."
 done

@@ -2,7 +2,7 @@
 
 Kept, whatever their age:
 - published versions, all of them: an alias, a spec (`registry:chat@3`) or a live replica may name any;
-- artifacts of runs that are running, what those were made from, and the trials of their sweeps;
+- artifacts of runs that are running, what those were made from, the trials of their sweeps, and what those have trained;
 - what somebody alive is making (a lease), and what was written within the last `keep_days` (a failed run resumes from there).
 
 Artifacts from which an aliased version was made may go: the registry holds its own copy of the model, its evaluation and its lineage.
@@ -12,6 +12,7 @@ Caches hold copies only; whoever needs one again makes it again, so a replica th
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 import uuid
@@ -59,7 +60,7 @@ def removable(root: Storage, keep_days: float = 7.0, cache: Path = Path(ROOT)) -
     runs = states(root)
     old = {run.run for run in runs if run.shown != "running" and time.time() - run.heartbeat >= keep_days * DAY_S}
     kept = [run for run in runs if run.run not in old]
-    found = [*_artifacts(root, _needed(root, kept), keep_days), *_runs(root, {run.run for run in runs}, old, keep_days)]
+    found = [*_artifacts(root, kept, keep_days), *_runs(root, {run.run for run in runs}, old, keep_days)]
     return [*found, *_sweeps(root, kept, keep_days), *_publications(root, keep_days), *_cached(cache.expanduser(), kept, keep_days)]
 
 
@@ -84,7 +85,13 @@ def _taken_up(root: Storage, key: str) -> bool:
     running = [run for run in states(root) if run.shown == "running"]
     if kind == "sweeps":
         return any(_sweep_of(root, run.run) == key for run in running)
-    return held(root.at(key)) or rest[1] in _needed(root, running)
+    newest = max((folder.newest for folder in _folders(root, key, 0).values()), default=0.0)
+    return held(root.at(key)) or rest[1] in _needed(root, running) or newest >= _searching_since(root, running)
+
+
+def _searching_since(root: Storage, runs: Iterable[RunState]) -> float:
+    """When the oldest of the runs that are searching began: which artifacts are their trials', no run says."""
+    return min((run.started for run in runs if run.shown == "running" and _sweep_of(root, run.run)), default=math.inf)
 
 
 def _needed(root: Storage, runs: Iterable[RunState]) -> set[str]:
@@ -100,11 +107,12 @@ def _needed(root: Storage, runs: Iterable[RunState]) -> set[str]:
     return needed
 
 
-def _artifacts(root: Storage, needed: set[str], keep_days: float) -> Iterator[Removable]:
+def _artifacts(root: Storage, kept: Iterable[RunState], keep_days: float) -> Iterator[Removable]:
+    needed, since = _needed(root, kept), _searching_since(root, kept)
     for name, folder in _folders(root, "artifacts", 2).items():
         key = f"artifacts/{name}"
         finished = RECORD in folder.files
-        if name.partition("/")[2] in needed or not _old(folder, keep_days, finished) or held(root.at(key)):
+        if name.partition("/")[2] in needed or folder.newest >= since or not _old(folder, keep_days, finished) or held(root.at(key)):
             continue
         why = "no kept run refers to it" if finished else "never finished, and nobody is at it"
         yield Removable(root.at(key).uri, folder.bytes, f"{why}; {folder.days():.0f} days old", key)

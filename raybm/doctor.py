@@ -197,7 +197,7 @@ def _disk(storage: str) -> Finding:
 
 def _there(folder: Path) -> Path:
     """The folder, or where it would be made."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))  # noqa: PTH110  (False where one may not look)
 
 
 def _cgroup(name: str) -> str:
@@ -245,8 +245,12 @@ def _endpoint() -> Finding:
     variable = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
     if variable is None:
         return Finding("S3", None, "AWS_ENDPOINT_URL_S3 is not set: s3:// is Amazon's")
-    address = urlsplit(os.environ[variable])
-    ok = _answers(address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
+    try:
+        address = urlsplit(os.environ[variable])
+        port = address.port or (80 if address.scheme == "http" else 443)
+    except ValueError:
+        return Finding("S3", False, f"{variable} is no address of a server", "Give such as http://127.0.0.1:8333.")
+    ok = _answers(address.hostname or "", port)
     place = address.netloc.rpartition("@")[2]
     if ok:
         return Finding("S3", True, f"{place} ({variable}) accepts connections; raybm doctor --storage s3://bucket/prefix looks closer")
@@ -257,7 +261,7 @@ def _answers(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=ANSWER_TIMEOUT_S):
             return True
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: no name of a host
         return False
 
 
@@ -286,11 +290,11 @@ def _dashboard() -> Finding:
     name, address = "Ray dashboard", os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address:
         return Finding(name, None, "RAY_API_SERVER_ADDRESS is not set: raybm submit sends to http://127.0.0.1:8265")
-    parts = urlsplit(address)
     try:
+        parts = urlsplit(address)
         port = parts.port or (80 if parts.scheme == "http" else 443)
     except ValueError:
-        port = 0
+        parts, port = urlsplit(""), 0
     if parts.scheme not in ("http", "https") or not parts.hostname or not port:
         return Finding(name, False, f"RAY_API_SERVER_ADDRESS={address} is not the URL of a dashboard", "Such as http://127.0.0.1:8265.")
     if _answers(parts.hostname, port):

@@ -101,15 +101,15 @@ def _json(line: str) -> Any:
 
 
 def _rows(source: Source) -> tuple[list[Row], int, bool]:
-    """Up to ROWS readable rows, how many were not, and whether that is all."""
+    """The readable ones of up to ROWS rows, how many were not, and whether that is all."""
     rows: list[Row] = []
     bad = 0
     with open_file(expand(source.path)[0]) as opened:
         for _, row in source.rows(opened.stream):
+            if len(rows) + bad == ROWS:
+                return rows, bad, False
             if isinstance(row, str):
                 bad += 1
-            elif len(rows) == ROWS:
-                return rows, bad, False
             else:
                 rows.append(row)
     return rows, bad, True
@@ -144,7 +144,7 @@ def _delimited(path: str) -> Delimited | None:
             source = cls.model_validate({"path": path, "delimiter": delimiter, "quoting": quoting, "header": False, "columns": {"text": 0}})
             try:
                 with open_file(expand(path)[0]) as opened:
-                    found = list(islice(source.rows(cast(TextIO, opened.stream)), 2000))
+                    found = list(islice(source.rows(cast(TextIO, opened.stream)), ROWS + 2))  # as `_rows`, with a header
             except DataError:
                 continue
             widths = [len(row) for _, row in found if isinstance(row, dict)]
@@ -221,7 +221,9 @@ def _records(source: Source, given: dict[str, Any]) -> Seen:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or isinstance(value, list | dict) else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None or value != value:  # JSON's null, or Python's NaN
+        return ""
+    return "" if isinstance(value, list | dict) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _map(seen: Seen, columns: dict[str, Any]) -> None:

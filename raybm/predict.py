@@ -52,7 +52,7 @@ def predict(
     """Every row of `file` (a path, a glob, s3://…) with what the model makes of it, in order, to `out`: JSON Lines, or Parquet by
     its extension, written whole or not at all. Returns how many rows.
 
-    `columns`: standard name (text, messages, prompt) → the file's; other names are carried along. Outputs are named
+    `columns`: standard name (text, text_pair, messages, prompt) → the file's; other names are carried along. Outputs are named
     `predicted_…`. Generation is greedy, up to `max_tokens`. Rows that cannot be used go to `out`.bad.jsonl with file, line
     and reason. Ray must be running. Raises NotFound, Unsupported, DataError.
     """
@@ -62,7 +62,7 @@ def predict(
     _check_target(out)
     signature = infer_signature(resolve(ref, storage))
     source = _source(str(file), signature, columns or {})
-    wanted = Wanted(groups=signature.groups(), extra=(*source.columns, "label"))
+    wanted = Wanted(groups=signature.groups(), extra=(*source.columns, *_optional(signature), "label"))
     files = expand(source.path)
     next(frames(source, 0, 0, files[0], wanted, 1), None)  # missing columns are told before anything starts
     data = from_items(list(range(len(files))))
@@ -72,6 +72,12 @@ def predict(
     ).map_batches(Predictor, fn_constructor_args=(ref, storage, batch, max_tokens), batch_size=1, batch_format="pyarrow", **_placement())
     rows = (row for table in batches(data, "predict") for part in table.column("rows").to_pylist() for row in json.loads(part))
     return _write(rows, out, signature, wanted.columns)
+
+
+def _optional(signature: Signature) -> tuple[str, ...]:
+    """What a row may have beside what it needs: classifiers and regressors of texts read pairs."""
+    paired = signature.problem in ("text_classification", "regression") and signature.inputs == ("text",)
+    return ("text_pair",) if paired else ()
 
 
 def _check_target(out: Path) -> None:
@@ -171,7 +177,10 @@ class Predictor:
 
     def _answered(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows that the engine could use, and its answers. The others (a picture that is damaged) get `_bad`."""
-        asked = [{name: row.get(name) for name in self.engine.signature.inputs} for row in rows]
+        signature = self.engine.signature
+        asked = [{name: row.get(name) for name in signature.inputs} for row in rows]
+        for one, row in zip(asked, rows, strict=True):
+            one |= {name: row[name] for name in _optional(signature) if row.get(name)}  # a table has empty cells where there is none
         try:
             return rows, self.engine.predict(asked)
         except UserError as error:

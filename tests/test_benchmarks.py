@@ -6,11 +6,18 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from raybm.spec.train import TrainSpec
+from raybm.training.batches import Schedule
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 EVALUATION = {
@@ -91,6 +98,69 @@ def test_start_reports_the_slowest_case(load: Any, monkeypatch: pytest.MonkeyPat
     result = printed(capsys)
     assert {"cli_help_s", "validate_s", "ray_up_s", "fit_to_first_step_s", "deploy_to_first_answer_s"} < result.keys()
     assert (result["ray_up_s"], result["fit_to_first_step_s"]) == (1.5, 30.0)
+
+
+LENGTHS = np.random.default_rng(3).integers(3, 60, 100)
+PEERS = ("rows", "trainer")  # read the case when they are imported
+
+
+@pytest.fixture
+def peers(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Given an order, or none, the modules `rows` and `trainer` of benchmarks/peers/ on a case of rows of the token row + 1."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+
+    def imported(order: list[list[list[int]]] | None) -> list[ModuleType]:
+        ids = [[row + 1] * int(length) for row, length in enumerate(LENGTHS)]
+        pq.write_table(pa.table({"input_ids": ids, "labels": [[row % 2] for row in range(len(ids))]}), tmp_path / "rows.parquet")
+        case = {"rows": str(tmp_path / "rows.parquet"), "pad": 0, "one_label": True, "window": 10}
+        (tmp_path / "case.json").write_text(json.dumps(case | ({"order": order} if order else {"sampling": "random"})))
+        monkeypatch.setattr(sys, "argv", ["trainer.py", str(tmp_path / "case.json")])
+        return [load(name) for name in PEERS]
+
+    yield imported
+    for name in PEERS:
+        sys.modules.pop(name, None)
+
+
+def accelerates(trainer: ModuleType, size: int, rank: int) -> list[dict[str, Any]]:
+    """A rank's batches of so many items, as accelerate deals what Trainer's sequential sampler gives."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    items, timed = trainer.Dealt(), trainer.Timed()
+    shard = BatchSamplerShard(BatchSampler(SequentialSampler(items), size, drop_last=False), num_processes=2, process_index=rank)
+    return [timed.batch([items[place] for place in places]) for places in shard]
+
+
+def rows_in(batch: dict[str, Any]) -> list[int]:
+    return [token - 1 for token in batch["input_ids"][:, 0].tolist()]
+
+
+def test_all_sides_of_a_training_race_deal_the_same_rows_to_a_rank(load: Any, peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    split: Any = SimpleNamespace(sizes=LENGTHS, lengths=LENGTHS)
+    schedule, steps = Schedule.of(TrainSpec(global_batch=16), split, 2, seed=17), 8  # of seven the last is smaller
+    order = load("race").dealt(schedule, steps)
+    rows, trainer = peers(order)
+    assert any(len(first) != len(second) for first, second in order)
+    for rank in range(2):
+        ours = [[row for part in schedule.step(step, rank) for row in part] for step in range(steps)]
+        monkeypatch.setattr(rows.dist, "get_rank", lambda rank=rank: rank)
+        assert [rows_in(batch) for batch in rows.batches()] == ours
+        assert [rows_in(batch) for batch in accelerates(trainer, 1, rank)] == ours
+
+
+def test_trainer_deals_rows_itself_where_no_order_is_given(peers: Any) -> None:
+    _, trainer = peers(None)
+    first, second = ([rows_in(batch) for batch in accelerates(trainer, 10, rank)] for rank in range(2))
+    assert (first[0], second[0]) == (list(range(10)), list(range(10, 20)))
+    assert {row for batch in first + second for row in batch} == set(range(100))
+
+
+def test_a_step_of_several_passes_is_no_race(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load("race").dealt(Schedule(LENGTHS, 16, 2, seed=17, micro_batch=4), 1)
+    assert ended.value.code == 2
+    assert "several passes" in capsys.readouterr().err
 
 
 def test_train_overhead_takes_each_windows_median(load: Any) -> None:

@@ -101,6 +101,19 @@ def test_an_artifact_that_a_run_takes_up_meanwhile_is_not_removed(root: Storage,
     assert root.keys("artifacts") == ["artifacts/prepare/a/model/weights", "artifacts/prepare/a/record.json"]
 
 
+def test_what_the_trials_of_a_running_sweep_have_trained_stays(root: Storage, tmp_path: Path) -> None:
+    for key in ("before", "trial"):
+        artifact(root, "train", key)
+    age(root, "artifacts/train/before")
+    found = cleaning.removable(root, 0, tmp_path / "cache")
+    run(root, "run-now", "running", time.time() - 30)
+    assert names(root, tmp_path / "cache", keep_days=0) == {"artifacts/train/before", "artifacts/train/trial"}, "it does not search"
+    root.write("runs/run-now/sweep.json", b'{"storage": "sweeps/s"}')
+    assert names(root, tmp_path / "cache", keep_days=0) == {"artifacts/train/before"}
+    cleaning.remove(root, found)
+    assert root.folders("artifacts/train") == ["trial"], "nor does what was found before it began"
+
+
 def test_old_sweeps_go_unless_a_kept_run_looks_at_them(root: Storage, tmp_path: Path) -> None:
     for name in ("old", "running"):
         root.write(f"sweeps/{name}/00001-0.json", b"{}")

@@ -109,6 +109,29 @@ def test_a_local_storage_whatever_the_endpoint(tmp_path, monkeypatch):
         assert finding.ok is False and finding.remedy
 
 
+def test_a_storage_where_one_may_not_look(tmp_path, monkeypatch):
+    exists = Path.exists
+
+    def refuses(path):
+        if path.is_relative_to(tmp_path / "closed"):
+            raise PermissionError
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuses)
+    assert found("disk", f"{tmp_path}/closed/new").found.endswith(f"at {tmp_path}")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:99999", "http://a..b:80", "http://[::1"])
+def test_addresses_that_are_none(monkeypatch, address):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    monkeypatch.setenv("RAY_ADDRESS", address.removeprefix("http://"))
+    findings = {finding.name: finding for finding in doctor.findings()}
+    for name, variable in (("S3", "AWS_ENDPOINT_URL_S3"), ("Ray dashboard", "RAY_API_SERVER_ADDRESS"), ("Ray cluster", "RAY_ADDRESS")):
+        finding = findings[name]
+        assert finding.ok is False and variable in finding.found and finding.remedy
+
+
 def test_an_endpoint_that_is_down_without_its_password(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://user:secret@127.0.0.1:{closed_port()}")
     finding = found("S3")

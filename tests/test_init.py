@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raybm import init
 from raybm.core import yamlfile
 from raybm.core.errors import DataError, NotFound
 from raybm.init import starting_spec
@@ -50,6 +52,22 @@ def test_headerless_ratings_and_plain_quotes(tmp_path: Path) -> None:
     assert job.task.kind == "causal_lm" and "bin_labels" in made
 
 
+@pytest.mark.parametrize(("count", "quotes"), [(1000, (10, 510)), (3100, (3000,))])
+def test_lone_quotes_far_apart_and_far_below(tmp_path: Path, count: int, quotes: tuple[int, ...]) -> None:
+    rows = [f"{RNG.choice('ab')}\t{chr(34) if i in quotes else ''}{prose()}\n" for i in range(1, count + 1)]
+    job, made = look(tmp_path / "x.tsv", "".join(rows))
+    source: Any = job.data.sources[0]
+    assert (source.quoting, source.header, source.columns) == (False, False, {"text": 1, "label": 0}) and f"{count:,} rows" in made
+
+
+def test_a_quote_that_stays_open_at_the_end_of_what_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init, "ROWS", 100)
+    for quote in range(98, 108):
+        rows = [f"{RNG.choice('ab')}\t{chr(34) if i == quote else ''}{prose()}\n" if i % 20 else "torn\n" for i in range(1, 111)]
+        job, _ = look(tmp_path / "x.tsv", "label\ttext\n" + "".join(rows))
+        assert job.task.kind == "text_classification", quote
+
+
 def test_headerless_labels(tmp_path: Path) -> None:
     job, _ = look(tmp_path / "x.csv", "".join(f'{RNG.choice(["ham", "spam"])},"{prose()}, {prose()}\n{prose()}"\n' for _ in range(300)))
     source: Any = job.data.sources[0]
@@ -62,6 +80,12 @@ def test_semicolons_and_missing_values(tmp_path: Path) -> None:
     source: Any = job.data.sources[0]
     assert (source.delimiter, source.columns) == (";", {"text": "Description, long", "label": "Kind"})
     assert job.data.max_bad_share > 0.08
+
+
+def test_missing_values_that_pandas_wrote(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": prose(), "label": RNG.choice("AB") if i % 12 else float("nan")}) + "\n" for i in range(200)]
+    job, made = look(tmp_path / "x.jsonl", "".join(rows))
+    assert job.task.kind == "text_classification" and "nan" not in made and job.data.max_bad_share > 0.08
 
 
 @pytest.mark.parametrize(

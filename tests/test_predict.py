@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from raybm.core.signature import Signature
 from raybm.core.storage import open_storage
 from raybm.data.files import expand
 from raybm.data.reading import Wanted
-from raybm.predict import Predictor, _read, _source, _write, predict
+from raybm.predict import Predictor, _optional, _read, _source, _write, predict
 from tests.engines import tiny
 from tests.pictures import url
 
@@ -56,6 +56,22 @@ def test_every_kind_of_model_predicts_in_order(tmp_path: Path, at: Any, no_ray: 
         (False, True),
         (False, True),
     ]
+
+
+@pytest.mark.parametrize("make", [tiny.classifier, tiny.regressor])
+def test_pairs_of_texts_are_read_as_pairs(tmp_path: Path, at: Any, no_ray: None, make: Callable[[Path], Path]) -> None:
+    make(tmp_path / "m")
+    predictor = at("m")
+    pairs = [("fox", "dog"), ("fox", ""), ("fox", "the lazy dog")]
+    expected = predictor.engine.predict([{"text": text} | ({"text_pair": pair} if pair else {}) for text, pair in pairs])
+    file = tmp_path / "pairs.csv"
+    file.write_text("text,text_pair\n" + "".join(f"{text},{pair}\n" for text, pair in pairs))
+    wanted = Wanted(predictor.engine.signature.groups(), _optional(predictor.engine.signature))
+    [block] = _read(pa.table({"item": ["0"]}), _source(str(file), predictor.engine.signature, {}), wanted, expand(str(file)))
+    rows = [row for made in predictor(pa.table(block)) for part in made["rows"] for row in json.loads(part)]
+    name = next(name for name in ("score", "value") if name in expected[0])
+    assert [row[f"predicted_{name}"] for row in rows] == pytest.approx([answer[name] for answer in expected], abs=1e-5)
+    assert [row["text_pair"] for row in rows] == [pair for _, pair in pairs]
 
 
 def test_the_output_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -112,6 +128,9 @@ def test_a_file_through_ray(ray_session: Any, tmp_path: Path) -> None:
     assert [row["id"] for row in table] == [str(i) for i in range(300)]
     assert {row["predicted_label"] for row in table} <= {"bad", "good", "so-so"} and table[0]["text"] == "the fox 0"
     assert json.loads((tmp_path / "out.parquet.bad.jsonl").read_text())["line"] == 302
+    file.write_text("id,text,text_pair\n1,the fox,dog\n2,the fox,\n", encoding="utf-8")
+    predict(f"file:{tmp_path / 'c'}", file, tmp_path / "pairs.jsonl", storage)
+    assert len({json.loads(line)["predicted_score"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()}) == 2
 
 
 def test_a_language_model_goes_on_from_every_line(tmp_path: Path, at: Any, no_ray: None) -> None:

@@ -207,6 +207,26 @@ def test_where_a_stage_fails_ray_goes_before_the_lease(stages: tuple[FakeStage, 
     assert held == [True], "ranks may write until Ray has ended"
 
 
+def test_what_changes_no_weight_goes_on_with_the_same_training(tmp_path: Path) -> None:
+    """Such as what a failed run was told to raise."""
+    (tmp_path / "text.txt").write_text("the quick brown fox")
+
+    def key(**changes: Any) -> str:
+        job = JobSpec.parse(
+            {
+                "name": "tiny",
+                "task": {"kind": "causal_lm"},
+                "model": {"ref": "scratch:llama", "max_length": 32, "tokenizer": {"train": "char"}},
+                "data": {"sources": [{"kind": "text", "path": str(tmp_path / "text.txt")}]},
+                "train": changes,
+            }
+        )
+        return next(step.out.key for step in runner.steps(job, open_storage(str(tmp_path))) if step.stage.NAME == "train")
+
+    assert key() == key(max_failures=9, stall_timeout_s=5.0, log_every_steps=3, checkpoint={"every_steps": 7, "timeout_s": 9.0})
+    assert key() != key(lr=1e-3)
+
+
 def test_a_full_disk_is_told_as_such_and_other_os_errors_are_not_taken_for_the_storages(
     stages: tuple[FakeStage, FakeStage], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""What both bare loops share: the case, its rows in the given order, padded, and a clock that prints one JSON line."""
+"""What the bare loops and Trainer share: the case, its rows in the given order, padded, and a clock that prints one JSON line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def batches() -> Iterator[dict[str, torch.Tensor]]:
 
 
 class Clock:
-    """Loss and seconds of every `window` steps, as a training loop logs them."""
+    """Loss and seconds of every `window` steps, as a training loop logs them. As in raybm, the clock stands still while it does."""
 
     def __init__(self) -> None:
         self.loss, self.windows, self.losses, self.started = torch.zeros(()), list[float](), list[float](), time.perf_counter()
@@ -73,9 +73,9 @@ class Clock:
     def step(self, number: int, loss: torch.Tensor) -> None:
         self.loss += loss.detach()
         if number % CASE["window"] == 0:
+            self.windows.append(time.perf_counter() - self.started)
             dist.all_reduce(self.loss)
             self.losses.append(round(float(self.loss) / CASE["window"] / dist.get_world_size(), 4))
-            self.windows.append(time.perf_counter() - self.started)
             self.loss, self.started = torch.zeros(()), time.perf_counter()
 
     def print(self, **more: float) -> None:

@@ -1,4 +1,9 @@
-"""transformers' Trainer. Run by torchrun with the case's JSON file: the rows in the given order, or (`sampling`) as Trainer deals them."""
+"""transformers' Trainer. Run by torchrun with the case's JSON file: each rank's rows as given (`order`), or as Trainer deals them.
+
+Trainer divides a loss that takes the number of units (the Llama's) by those of all ranks, as raybm does. Where the model takes the mean
+itself (BERT's classifier), ranks with unlike numbers of rows weigh the same, as in the bare loops, and Trainer 5.19 multiplies the loss
+by the number of ranks. Neither changes what a step costs.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +19,35 @@ from rows import CASE, Clock, collate, model, optimizer, table
 ids, columns = table()
 
 
-class InOrder(torch.utils.data.Dataset[dict[str, Any]]):
-    """Row numbers: step by step, each step's rows by rank, which is how accelerate deals batches to ranks."""
+class Dealt(torch.utils.data.Dataset[dict[str, Any]]):
+    """Row numbers. With an order, an item is all that a rank has of a step, and a batch one item: accelerate gives batch i to rank
+    i % ranks. Else each row is an item."""
 
     def __init__(self) -> None:
-        self.rows = [row for step in CASE["order"] for mine in step for row in mine] if "order" in CASE else list(range(len(ids)))
+        self.items = [mine for step in CASE["order"] for mine in step] if "order" in CASE else [[row] for row in range(len(ids))]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.items)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return {"row": self.rows[place], "input_ids": ids[self.rows[place]]}  # Trainer's length grouping looks for input_ids
+        rows = self.items[place]
+        return {"rows": rows, "input_ids": ids[rows[0]]}  # Trainer's length grouping looks for input_ids
 
 
 class Timed(transformers.TrainerCallback):
-    """Seconds of every window of steps; in the loss's place, the tokens of a step of a rank."""
+    """Makes the batches; seconds of every window of steps, and in the loss's place, the tokens of a step of a rank."""
 
     def __init__(self) -> None:
-        self.clock, self.tokens, self.computed = Clock(), list[int](), list[int]()
-        """The tokens by step, in the order in which batches are made: without padding, and with it."""
+        self.clock, self.rows, self.tokens, self.computed = Clock(), list[list[int]](), list[int](), list[int]()
+        """Rows and tokens by step, in the order in which batches are made: tokens without padding, and with it."""
+
+    def batch(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [row for example in examples for row in example["rows"]]
+        made = collate(rows)
+        self.rows.append(rows)
+        self.tokens.append(sum(len(ids[row]) for row in rows))
+        self.computed.append(made["input_ids"].numel())
+        return made
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.clock.started = time.perf_counter()
@@ -40,22 +55,17 @@ class Timed(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.clock.step(state.global_step, torch.tensor(float(self.tokens[state.global_step - 1])))
 
+    def on_log(self, *_: Any, **__: Any) -> None:
+        self.clock.started = time.perf_counter()  # the clocks of the others stand still, too, while they log
+
 
 def main() -> None:
     torch.set_num_threads(1)
     replica, timed = model(), Timed()
-
-    def batch(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = [example["row"] for example in examples]
-        made = collate(rows)
-        timed.tokens.append(sum(len(ids[row]) for row in rows))
-        timed.computed.append(made["input_ids"].numel())
-        return made
-
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=CASE["batch"],
+            per_device_train_batch_size=1 if "order" in CASE else CASE["batch"],
             max_steps=CASE["steps"],
             train_sampling_strategy=CASE.get("sampling", "sequential"),
             learning_rate=CASE["lr"],
@@ -74,9 +84,11 @@ def main() -> None:
             remove_unused_columns=False,
         )
         trainer = transformers.Trainer(
-            replica, settings, data_collator=batch, train_dataset=InOrder(), callbacks=[timed], optimizers=(optimizer(replica), None)
+            replica, settings, data_collator=timed.batch, train_dataset=Dealt(), callbacks=[timed], optimizers=(optimizer(replica), None)
         )
         trainer.train()
+    if "order" in CASE and timed.rows != [step[dist.get_rank()] for step in CASE["order"]]:
+        raise SystemExit("accelerate dealt the rows to other ranks or steps.")
     timed.clock.print(padding=1 - sum(timed.tokens) / sum(timed.computed))
     dist.barrier()
     dist.destroy_process_group()

@@ -100,8 +100,8 @@ class Display:
         return f"{text}, {duration(left)} left" if left else text
 
     def _print(self, text: str) -> None:
-        with self._lock:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Without the lock: the console takes the live display's, under which that asks for this one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         fields, age = self._train, self.clock() - self._since

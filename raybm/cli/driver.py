@@ -16,6 +16,7 @@ from typing import Any
 from raybm import plan, report, runner, sweep
 from raybm.cli.display import Display
 from raybm.cluster import Ask, check_placement, connect, memory_of_a_worker, room, wait_for_place
+from raybm.cluster.jobs import check_storage
 from raybm.core.artifact import Record
 from raybm.core.context import Context
 from raybm.core.errors import Cancelled, RaybmError
@@ -26,12 +27,15 @@ from raybm.spec.job import JobSpec
 from raybm.tracking import tracked
 
 log = logging.getLogger("raybm")
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's, in the environment of a job that was sent to it
 DATA_CPUS = 1.0  # beside the workers: Ray Data's tasks, and the evaluation's actor
 
 
 def drive(job: JobSpec, address: str | None, dashboard: bool = False) -> dict[str, Record]:
     """Run the job to its end and leave the run's state, log and report behind. Raises what went wrong. `dashboard`: Ray's, where an
     embedded Ray is started."""
+    if SUBMITTED in os.environ:
+        check_storage(job.storage)
     root = open_storage(job.storage)
     job = runner.settled(job, root)
     if job.sweep is not None:
@@ -74,7 +78,11 @@ def _on_ray_once(job: JobSpec, address: str | None, dashboard: bool, progress: A
         def on_ray() -> Iterator[None]:
             if not joined:
                 joined.append(held.enter_context(_on_ray(job, address, dashboard, progress)))
-            yield
+            try:
+                yield
+            except BaseException as error:  # its workers may still write what the caller holds a lease of
+                held.__exit__(type(error), error, error.__traceback__)  # with the error, for which an embedded Ray keeps its logs
+                raise
 
         yield on_ray
 

@@ -73,6 +73,7 @@ def submit(
     if working_dir is None and Path.home().resolve().is_relative_to(folder):
         raise UserError(f"{folder} holds more than a job's files.", where="working directory", remedy="Give --working-dir.")
     spec = specs.load(JobSpec, spec_path, overrides)
+    check_storage(spec.storage)
     try:
         inside = spec_path.resolve().relative_to(folder)
     except ValueError:
@@ -89,6 +90,13 @@ def submit(
         except KeyboardInterrupt:
             say(f"The job goes on. Follow it with the same command, stop it with `raybm cancel {id}`.")
             raise
+
+
+def check_storage(storage: str) -> None:
+    """Of a submitted job, which works in a folder of Ray's own that goes with the cluster. Raises UserError."""
+    if "://" not in storage and not storage.startswith(("/", "~")):
+        what = f"{storage} would lie in the folder that Ray unpacks the job into, and be lost with it."
+        raise UserError(what, where="storage", remedy="Give an absolute path, ~/..., or s3://bucket/prefix.")
 
 
 def jobs(address: str | None = None) -> list[Job]:

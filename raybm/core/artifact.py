@@ -78,7 +78,7 @@ def artifact(storage: Storage, stage: str, view: Spec, outside: str, inputs: Map
     files and models that the view names."""
     content = {
         "stage": stage,
-        "view": view.canonical(),
+        "view": view.decisive(),
         "outside": outside,
         "inputs": {name: made.key for name, made in inputs.items()},
         "code": code,

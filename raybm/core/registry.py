@@ -107,6 +107,7 @@ class Registry:
                 aliases={alias: state.version for alias, state in self.aliases(name).items()},
             )
             for name in self._storage.folders()
+            if NAME.fullmatch(name)  # else nothing of ours
         )
         return tuple(model for model in models if model.versions)
 
@@ -140,8 +141,9 @@ class Registry:
         return found[0] if found else None
 
     def aliases(self, name: str) -> dict[str, AliasState]:
-        keys = self._storage.keys(f"{_checked(name)}/aliases")
-        states = {key.rpartition("/")[2].removesuffix(".json"): self._storage.read(key) for key in keys}
+        folder = f"{_checked(name)}/aliases/"
+        names = {key: key.removeprefix(folder).removesuffix(".json") for key in self._storage.keys(folder[:-1]) if key.endswith(".json")}
+        states = {alias: self._storage.read(key) for key, alias in names.items() if ALIAS.fullmatch(alias)}
         return {alias: _parsed(AliasState, data, f"{name}@{alias}") for alias, data in states.items()}
 
     def promote(self, name: str, alias: str, version: int, expect: int | None) -> AliasState:

@@ -45,8 +45,12 @@ class Spec(BaseModel):
     CHECKS: ClassVar[tuple[Check, ...]] = ()
 
     def canonical(self) -> dict[str, Any]:
-        """Plain JSON values, defaults included: what is hashed, stored and sent to workers."""
+        """Plain JSON values, defaults included: what is stored and sent to workers."""
         return self.model_dump(mode="json")
+
+    def decisive(self) -> dict[str, Any]:
+        """Of these, what decides what comes out: what an artifact is known by."""
+        return self.canonical()
 
     @classmethod
     def parse(cls, data: Any, source: str = "", lines: Mapping[yamlfile.Path, int] | None = None) -> Self:
@@ -111,12 +115,12 @@ def _set(data: Any, override: str) -> tuple[Any, yamlfile.Path]:
     parts: list[str | int] = [int(p) if p.isdigit() else p for p in path.replace("[", ".").replace("]", "").split(".")]
     if not equals or "" in parts:
         raise SpecError((Problem(path, "--set takes KEY.PATH=VALUE.", "For example --set train.lr=3e-5."),), f"--set {override}")
-    node = data
+    data = node = copy.copy(data)
     for part, following in itertools.pairwise(parts):
         try:
             if isinstance(node, dict) and node.get(part) is None:
                 node[part] = [] if isinstance(following, int) else {}
-            node = node[part]
+            node[part] = node = copy.copy(node[part])  # the file may name it in another place too (&anchor)
         except (KeyError, IndexError, TypeError):
             node = None
         if not isinstance(node, dict | list):

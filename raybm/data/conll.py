@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TextIO
+from typing import Annotated, Literal, TextIO
+
+from pydantic import Field
 
 from raybm.data.source import Row, Source
 
@@ -19,7 +21,7 @@ class Conll(Source):
     """Position of the token among a line's columns, from 0."""
     tag: int = -1
     """Position of the tag; negative ones count from the end."""
-    delimiter: str | None = None
+    delimiter: Annotated[str, Field(min_length=1)] | None = None
     """What stands between two columns. Default: white space."""
 
     def rows(self, stream: TextIO) -> Iterator[tuple[int, Row | str]]:

@@ -43,7 +43,8 @@ class Delimited(Source):
             except csv.Error as error:
                 if "unexpected end of data" in str(error) or "field larger" in str(error):
                     raise DataError("a quote that opens here is never closed.", where=f"line {line}", remedy=NO_QUOTING) from None
-                yield line, f"not {self.delimiter!r}-separated values: {error}"
+                for lost in range(line, reader.line_num + 1):  # a quote that opens takes lines with it
+                    yield lost, f"not {self.delimiter!r}-separated values: {error}" + (f" (from line {line} on)" if lost > line else "")
                 continue
             if not fields:
                 continue

@@ -64,13 +64,15 @@ def expand(path: str) -> tuple[File, ...]:
 
 
 def _on_disk(pattern: str) -> list[tuple[str, int]]:
-    plain = Path(pattern)
-    found = [pattern] if plain.is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207  (a whole pattern, absolute)
-    return [(name, Path(name).stat().st_size) for name in sorted(found) if Path(name).is_file()]
+    try:
+        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207  (a whole pattern, absolute)
+        return [(name, Path(name).stat().st_size) for name in sorted(found) if Path(name).is_file()]
+    except OSError as error:
+        raise NotFound(f"cannot be looked at: {error.strerror}.", where=pattern, remedy="See who may read it.") from None
 
 
 def _is_folder(path: str) -> bool:
-    return not path.startswith(("s3://", "package:")) and Path(path).expanduser().is_dir()
+    return not path.startswith(("s3://", "package:")) and os.path.isdir(Path(path).expanduser())  # noqa: PTH112  (False where one may not look)
 
 
 def _package(name: str, path: str) -> Path:

@@ -159,7 +159,7 @@ def _standard(row: Row, names: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"_bad": ""}
     for name, column in names.items():
         value = row.get(column)
-        if value is None:
+        if value is None or value != value:  # NaN, which pandas writes for what is missing
             continue
         value, reason = _messages(value) if name == "messages" else _strings(value) if name in LISTS else _string(value)
         if reason:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from types import MethodType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from raybm.core.errors import UserError
@@ -15,8 +17,8 @@ from raybm.models.spec import LoraSpec, ModelSpec
 
 
 def adapt(model: Any, spec: ModelSpec) -> None:
-    """In place. With adapters, only they and a head that is not part of the pretrained model are trained. Raises UserError for
-    names that the model does not have."""
+    """In place. With adapters, only they and a head that is not part of the pretrained model are trained. A batch norm whose weights are
+    all frozen keeps its running statistics. Raises UserError for names that the model does not have."""
     if spec.dropout is not None:
         _set_dropout(model, spec.dropout)
     if spec.lora is not None:
@@ -32,6 +34,10 @@ def adapt(model: Any, spec: ModelSpec) -> None:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("nothing is left to train.", where="model.freeze", remedy="Freeze less.")
+    for module in model.modules():
+        weights = list(module.parameters(recurse=False)) if isinstance(module, _BatchNorm) else []
+        if weights and not any(weight.requires_grad for weight in weights):
+            _keep_statistics(module)
 
 
 def recompute(model: Any) -> None:
@@ -53,22 +59,23 @@ def tuner(model: Any, spec: LoraSpec) -> Any:
     new = [head for head in heads(model).values() if all(module is not vocabulary for module in head.modules())]
     inside = {id(module) for head in new for module in head.modules()}
     names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d) or type(module).__name__ == "Conv1D"
-        if id(module) not in inside and module is not vocabulary
+        name for name, module in model.named_modules() if _takes_adapters(module) and id(module) not in inside and module is not vocabulary
     ]
     wanted = ("",) if spec.targets == "all-linear" else tuple(spec.targets)
     chosen = [name for name in names if name.endswith(wanted)]
+    known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names})) or "none"
     if not chosen:
-        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names})) or "none"
         called = f" is called {', '.join(spec.targets)}" if any(wanted) else " can be adapted"
         raise UserError(f"no layer{called}.", where="model.lora.targets", remedy=f"The linear layers are: {known}.")
     for module in model.modules():  # bitsandbytes would pack 4-bit weights for a CPU's inference at the first evaluation, and train no more
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=chosen)
-    handle = LoraModel(model, config, "default")
+    try:
+        handle = LoraModel(model, config, "default")
+    except ValueError as error:
+        what = f"peft puts no adapters there: {error}"
+        raise UserError(what, where="model.lora.targets", remedy=f"Name some of the linear layers: {known}.") from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "lora_" in name
     for head in new:
@@ -126,6 +133,21 @@ def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict
     model.load_state_dict(trained, strict=spec.quantize is None)
     plain = handle.merge_and_unload()
     return plain, plain.state_dict()
+
+
+def _takes_adapters(module: nn.Module) -> bool:
+    """Linear layers, and convolutions without groups: with groups peft cannot merge what it adds."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or (isinstance(module, nn.Conv1d) and module.groups == 1)
+
+
+def _keep_statistics(module: Any) -> None:
+    """It stays in evaluation, whatever module `train` is called on."""
+    module.eval()
+    module.train = MethodType(_as_it_is, module)
+
+
+def _as_it_is(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def _set_dropout(model: Any, share: float) -> None:

@@ -14,7 +14,7 @@ from raybm.core.errors import DataError
 from raybm.models.words import fast
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that torch's cross-entropy skips
 ROLES = ("system", "user", "assistant")
@@ -72,12 +72,28 @@ def encode_conversation(
     else:
         answered = [False] * len(ids)
         for index, turn in enumerate(turns):
-            if turn["role"] == "assistant":
+            if turn["role"] == "assistant" and index:  # one that opens the conversation answers nothing
                 for position in _answer(tokenizer, turns, index, text, ids, places, special):
                     answered[position] = True
     if not any(answered):
         raise _bad("the chat template renders no answer.")
     return ids, [token if learn else IGNORED for token, learn in zip(ids, answered, strict=True)]
+
+
+def stop_at_turns(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has generation end, too, with the token that ends an answer in the chat template: a base model's own end token may be another."""
+    settings = model.generation_config
+    if settings is None:
+        return
+    try:
+        _, labels = encode_conversation(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except DataError:
+        return
+    last = next(label for label in reversed(labels) if label != IGNORED)
+    known = tokenizer.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+    ends = [] if known is None else known if isinstance(known, list) else [known]
+    if last in _special_ids(tokenizer) and last not in ends:
+        settings.eos_token_id = [*ends, last]
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -51,8 +51,19 @@ def resolve(ref: str, storage: Storage | None = None) -> Path:
         raise Unsupported("a model from scratch has no folder.", where=ref, remedy="Build it from `model.config`.")
     else:
         raise UserError(f"{scheme!r} is no kind of reference.", where=ref, remedy="Use hub:, file:, s3:, package: or registry:.")
-    _check_files([path.name for path in folder.iterdir()] if folder.is_dir() else None, ref)
+    with _looking(ref):
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else None
+    _check_files(names, ref)
     return folder
+
+
+@contextmanager
+def _looking(where: str) -> Iterator[None]:
+    """OSError → NotFound: one may not look there."""
+    try:
+        yield
+    except OSError as error:
+        raise NotFound(f"cannot be looked at: {error.strerror}.", where=where, remedy="See who may read it.") from None
 
 
 def resolve_adapter(ref: str) -> Path:
@@ -61,8 +72,9 @@ def resolve_adapter(ref: str) -> Path:
     scheme, _, rest = ref.partition(":")
     folder = _hub(ref, rest) if scheme == "hub" else Path(rest).expanduser().absolute()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise NotFound(f"there is no {name}.", where=ref, remedy="Give the folder of an adapter that peft saved.")
+        with _looking(ref):
+            if not (folder / name).is_file():
+                raise NotFound(f"there is no {name}.", where=ref, remedy="Give the folder of an adapter that peft saved.")
     return folder
 
 
@@ -93,8 +105,10 @@ def fingerprint(ref: str) -> str:
     path = Path(rest).expanduser()
     if path.suffix == ".gguf":
         return _gguf_name(path)
-    files = sorted(each for each in resolve(ref).rglob("*") if each.is_file())
-    return _digest([f"{each.name} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files])
+    folder = resolve(ref)
+    with _looking(ref):
+        files = sorted(each for each in folder.rglob("*") if each.is_file())
+        return _digest([f"{each.name} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files])
 
 
 def license_of(ref: str, storage: Storage | None = None) -> str | None:
@@ -239,9 +253,10 @@ def _gguf_name(file: Path, source_version: str = "") -> str:
     """A changed file, an upgraded package or another transformers is converted anew."""
     from importlib.metadata import version
 
-    if not file.is_file():
-        raise NotFound("there is no such file.", where=str(file), remedy="Give the path of a .gguf file.")
-    status = file.stat()
+    with _looking(str(file)):
+        if not file.is_file():
+            raise NotFound("there is no such file.", where=str(file), remedy="Give the path of a .gguf file.")
+        status = file.stat()
     state = [str(file.resolve()), str(status.st_size), str(status.st_mtime_ns), source_version, version("transformers"), _CONVERSION]
     return f"gguf-{_slug(file.stem)}-{_digest(state)}"
 

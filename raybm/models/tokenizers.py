@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybm.core.errors import DataError, Unsupported, UserError
@@ -67,9 +68,16 @@ def tokenizer(spec: ModelInput, storage: Storage | None, texts: Callable[[], Ite
     own.model_max_length = spec.max_length
     if own.pad_token is None:
         own.pad_token = own.eos_token
-    if own.chat_template is None and "generates" in infer_signature(folder).protocols:
+    if own.chat_template is None and _generates(folder):
         own.chat_template = chat.DEFAULT_TEMPLATE
     return own
+
+
+def _generates(folder: Path) -> bool:
+    try:
+        return "generates" in infer_signature(folder).protocols
+    except Unsupported:  # to be served as it is; it may well be trained
+        return False
 
 
 def train(spec: TokenizerSpec, texts: Callable[[], Iterator[str]], max_length: int) -> PreTrainedTokenizerFast:

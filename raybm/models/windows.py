@@ -12,6 +12,7 @@ from raybm.core.errors import UserError
 from raybm.models.words import fast
 
 LEAST_LENGTH = 16
+LONGEST_ANSWER = 64  # tokens: longer ones are neither learnt nor given
 QUESTION_SHARE = 3  # a question may take a third of a sequence
 OVERLAP_SHARE = 8  # an eighth of a sequence stands in the next one too
 

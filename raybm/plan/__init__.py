@@ -24,7 +24,7 @@ from raybm.plan.choice import Option, Row
 from raybm.plan.devices import DEVICES, NAMES, Device, accelerators, by_accelerator, cpu
 from raybm.plan.files import Disk, disk, steps
 from raybm.plan.fitting import allowed, check_precision, refuse, resolve_auto
-from raybm.plan.job import check_names, device_of, measure, micro_batch, samples, setup_of
+from raybm.plan.job import check_names, device_of, idle, measure, micro_batch, samples, setup_of
 from raybm.plan.memory import Offload, deepspeed_estimate
 from raybm.plan.units import size
 from raybm.plan.words import summary, table
@@ -130,16 +130,16 @@ def plan(job: JobSpec, storage: Storage, workers: int | None = None, device: Dev
         shape=shape,
         row=row,
         counted=counted,
-        flops_per_token=cost.flops_per_token(shape, job.model.max_length, job.train.gradient_checkpointing),
+        flops_per_token=cost.flops_per_token(shape, job.model.max_length, job.train.gradient_checkpointing, idle(job, shape)),
         steps=steps(job, share * ranks),
         options=options,
         chosen=own,
         recommended=choice.recommended(options, allowed(job, device)),
         price=device.price if price is None else price,
-        disk=disk(job, shape.parameters, setup.each),
+        disk=disk(job, shape, setup),
     )
 
 
 def lines(job: JobSpec) -> list[str]:
-    """The plan in three lines, for a dry run: quickly, by formulas alone, without torch. Raises what `plan` raises."""
+    """The plan in three lines, for a dry run: quickly, by formulas alone. Raises NotFound, UserError, StorageError."""
     return summary(job, open_storage(job.storage))

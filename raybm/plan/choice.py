@@ -67,8 +67,8 @@ def usable(device: Device, memory_bytes: int | None = None) -> int:
 
 
 def option(shape: Shape, row: Row, setup: Setup, micro_batch: int, share: int, device: Device, room: int) -> Option:
-    """`share`: samples a step on each rank. `room`: bytes."""
-    setup = replace(setup, accumulation=max(1, share // micro_batch))
+    """`share`: samples a step on each rank, the last pass over them perhaps a smaller one. `room`: bytes."""
+    setup = replace(setup, accumulation=max(1, -(-share // micro_batch)))
     need = memory(shape, setup, row.bytes_of(micro_batch))
     return Option(
         setup.stage,

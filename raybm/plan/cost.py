@@ -16,12 +16,14 @@ PCIE = 25e9  # bytes/s between a GPU and its host (PCIe 4 x16, of 32 GB/s)
 HOST = 20e9  # bytes/s of the host's memory for one rank's update (a rough guess: a socket's 200 GB/s, shared)
 
 
-def flops_per_token(shape: Shape, length: int, checkpointing: bool = False) -> float:
+def flops_per_token(shape: Shape, length: int, checkpointing: bool = False, idle: int = 0) -> float:
     """6N + 12·L·H·Q·T (PaLM, appendix B; layers L, H·Q the hidden size, T the length): 2 of a forward pass and 4 of a backward pass
-    for each parameter (2 for a frozen one), and attention. Layers that are computed again add a forward pass: 8N."""
+    for each parameter (2 for a frozen one), and attention. `idle`: those of the frozen ones that have no backward pass, in a second
+    model of as many layers. Layers that are computed again add a forward pass: 8N."""
     attention = 12.0 * (shape.layers or 0) * (shape.width or 0) * length
-    again = (2.0 * shape.parameters + attention / 3) if checkpointing else 0.0
-    return 6.0 * shape.parameters - 2.0 * shape.frozen + attention + again
+    again = (2.0 * (shape.parameters - idle) + attention / 3) if checkpointing else 0.0
+    alone = attention / 3 if idle else 0.0
+    return 6.0 * shape.parameters - 2.0 * shape.frozen - 2.0 * idle + attention + alone + again
 
 
 def communication(shape: Shape, setup: Setup) -> int:

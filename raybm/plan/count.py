@@ -62,9 +62,7 @@ def count(
     processor = processor or Tokens(int(config.get("vocab_size") or 0))
     try:
         model = skeleton(task, spec, config, checkpointing, processor).to(DTYPES[precision]).train()
-        shape = counted(model, config)
-        if spec.lora and spec.lora.quantize:
-            shape = replace(shape, quantized=in_few_bits(model))
+        shape = as_trained(model, spec, config)
         batches = [task.collate([_row(spec.max_length)] * rows, processor) for rows in ROWS]
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             _on_fake_memory(model)
@@ -91,6 +89,12 @@ def skeleton(task: Task, spec: ModelSpec, config: Mapping[str, Any], checkpointi
     if checkpointing:
         recompute(model)
     return model
+
+
+def as_trained(model: torch.nn.Module, spec: ModelSpec, config: Mapping[str, Any]) -> Shape:
+    """Of a `skeleton`, with what in it does not learn and what is quantised."""
+    shape = counted(model, config)
+    return replace(shape, quantized=in_few_bits(model)) if spec.lora and spec.lora.quantize else shape
 
 
 def _on_fake_memory(model: torch.nn.Module) -> None:

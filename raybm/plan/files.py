@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 from raybm.data.files import expand
-from raybm.plan.job import packed
+from raybm.models.shapes import Shape
+from raybm.plan.job import idle, packed
+from raybm.plan.memory import Setup
 from raybm.spec.job import JobSpec
 
-ADAM = 12  # bytes a parameter in a checkpoint: fp32 copy, mean and square of the gradients (ZeRO §3.1, K = 12)
 CHECKPOINTS = 3  # the last, the best and the one being written
 TOKEN_BYTES = 4  # of text: about what a subword tokenizer makes of English
 HEAD_BYTES = 65536  # of a file, looked at for the length of its lines
@@ -32,12 +33,13 @@ class Disk:
         return self.data + CHECKPOINTS * self.checkpoint + self.model + self.published
 
 
-def disk(job: JobSpec, parameters: int, each: int) -> Disk:
-    """Raises NotFound for sources that are not there, StorageError."""
+def disk(job: JobSpec, shape: Shape, setup: Setup) -> Disk:
+    """A checkpoint holds all weights, quantised ones as they are, and of those that learn an fp32 copy, the optimiser's states (for AdamW
+    12 bytes in all: ZeRO §3.1, K = 12) and the average. Raises NotFound for sources that are not there, StorageError."""
     read = sum(file.bytes for source in job.data.sources for file in expand(source.path))
-    checkpoint = parameters * (each + (ADAM if each == 2 or job.train.zero.stage else ADAM - 4))
-    checkpoint += 4 * parameters if job.train.ema else 0
-    model = parameters * each
+    copied = setup.each == 2 or job.train.zero.stage != 0
+    checkpoint = setup.whole(shape) + shape.trainable * (setup.states + 4 * copied + 4 * setup.averaged)
+    model = (shape.parameters - idle(job, shape)) * setup.each
     return Disk(read, 2 * read, checkpoint, model, model if job.publish else 0)
 
 

@@ -22,6 +22,8 @@ from raybm.spec.train import BUCKET
 STATES = {"adamw": 8, "lion": 4, "sgd": 4, "muon": 8, "adafactor": 0}  # bytes a parameter; of Muon's 4 and AdamW's 8 the larger
 FEW_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # nf4 with an fp32 scale for each 64 (bitsandbytes' own block)
 HEADS_OVER_VOCABULARY = ("causal_lm", "masked_lm", "seq2seq", "preference")
+# What only the data know of a model's config, or what is no model: that is told by whoever builds it.
+UNBUILT = (KeyError, AttributeError, ValueError, RuntimeError, TypeError, AssertionError, OSError)
 
 
 def each_of(job: JobSpec) -> int:
@@ -101,7 +103,7 @@ def measure(job: JobSpec, storage: Storage) -> tuple[Shape, Row, bool] | None:
     processor = _processor(job, storage, config)
     counted = count(job.task.build(), job.model, config, job.train.precision, job.train.gradient_checkpointing, processor)
     if counted is None:
-        shape = shape_of(job.model, storage)
+        shape = shape_as_trained(job, storage)
         return None if shape is None else (shape, row_by_formula(job, shape), False)
     return counted.shape, Row(job.model.max_length, counted.activations, counted.fixed, counted.flops, counted.moved), True
 
@@ -111,14 +113,36 @@ def check_names(job: JobSpec, storage: Storage) -> None:
     model that is not on this machine nothing is known. Loads torch for a job that asks for one of these."""
     if not (job.model.lora or job.model.freeze or job.train.gradient_checkpointing):
         return
+    with suppress(*UNBUILT):
+        if (config := config_of(job.model, storage)) is not None:
+            _skeleton(job, storage, config)
+
+
+def shape_as_trained(job: JobSpec, storage: Storage) -> Shape | None:
+    """The model's shape without looking at a step. Where adapters, frozen layers or a reference make it another one than its weights
+    have, it is that of the task's own model (which loads torch), if it can be built. None for a model that is not on this machine. Raises
+    NotFound, UserError as `check_names` does."""
+    if job.model.lora or job.model.freeze or job.task.kind == "preference":
+        with suppress(*UNBUILT):
+            if (config := config_of(job.model, storage)) is not None:
+                from raybm.plan.count import as_trained
+
+                return as_trained(_skeleton(job, storage, config), job.model, config)
+    return shape_of(job.model, storage)
+
+
+def idle(job: JobSpec, shape: Shape) -> int:
+    """Parameters that have a forward pass alone, of a shape as trained: the reference of a preference, the policy without its adapters."""
+    if job.task.kind != "preference" or not shape.frozen:
+        return 0
+    return (shape.parameters - (shape.trainable if job.model.lora else 0)) // 2
+
+
+def _skeleton(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any:
     from raybm.plan.count import Tokens, skeleton
 
-    # What only the data know of its config, or what is no model: that is told by whoever builds it.
-    with suppress(KeyError, AttributeError, ValueError, RuntimeError, TypeError, AssertionError, OSError):
-        if (config := config_of(job.model, storage)) is None:
-            return
-        processor = _processor(job, storage, config) or Tokens(int(config.get("vocab_size") or 0))
-        skeleton(job.task.build(), job.model, config, job.train.gradient_checkpointing, processor)
+    processor = _processor(job, storage, config) or Tokens(int(config.get("vocab_size") or 0))
+    return skeleton(job.task.build(), job.model, config, job.train.gradient_checkpointing, processor)
 
 
 def _processor(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any:
@@ -142,4 +166,4 @@ def _processor(job: JobSpec, storage: Storage, config: Mapping[str, Any]) -> Any
 def row_by_formula(job: JobSpec, shape: Shape) -> Row:
     length, checkpointing = job.model.max_length, job.train.gradient_checkpointing
     activations = activations_by_formula(shape, length, each_of(job), job.task.kind in HEADS_OVER_VOCABULARY, checkpointing)
-    return Row(length, activations, 0, cost.flops_per_token(shape, length, checkpointing) * length)
+    return Row(length, activations, 0, cost.flops_per_token(shape, length, checkpointing, idle(job, shape)) * length)

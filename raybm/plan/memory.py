@@ -45,6 +45,10 @@ class Setup:
     secondary: int | None = None
     """Ranks that the weights are sharded over once more, in stage 3 (ZeRO++: Wang et al. 2023, arXiv:2306.10209)."""
 
+    def whole(self, shape: Shape) -> int:
+        """Bytes of all the weights."""
+        return (shape.parameters - shape.quantized) * self.each + round(shape.quantized * self.few)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -88,8 +92,7 @@ def memory(shape: Shape, setup: Setup, activations: int | None = None) -> Memory
     gradients = learns * each if stage < 2 else sharded * each * (2 if stage == 2 and setup.accumulation > 1 else 1) + shape.largest * each
     reduced = sharded * each if stage else learns * each
     update = 4 * (min(sharded, SUB_GROUP) if stage == 3 else sharded) if stage else 0
-    whole = (total - shape.quantized) * each + round(shape.quantized * setup.few)
-    weights = total // ranks * each + shape.small * each if stage == 3 else whole
+    weights = total // ranks * each + shape.small * each if stage == 3 else setup.whole(shape)
     if stage == 3 and setup.secondary:
         weights += total // setup.secondary * each
     gathered = min(total - shape.small, LIVE) * each if stage == 3 else 0

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybm.core.storage import Storage
-from raybm.models.shapes import shape as shape_of
 from raybm.plan.choice import Option, in_words, usable
 from raybm.plan.files import CHECKPOINTS, Disk, disk
-from raybm.plan.job import each_of, micro_batch, row_by_formula, samples, setup_of
+from raybm.plan.job import micro_batch, row_by_formula, samples, setup_of, shape_as_trained
 from raybm.plan.memory import PROCESS_BYTES, memory
 from raybm.plan.units import counted, duration, size
 from raybm.spec.job import JobSpec
@@ -23,14 +22,16 @@ HEADS_OF_A_RUN = ("run", "kWh", "USD")
 
 
 def summary(job: JobSpec, storage: Storage) -> list[str]:
-    """By formulas alone and without torch. Raises NotFound, StorageError."""
-    shape = shape_of(job.model, storage)
+    """By formulas alone; torch is loaded only where the spec makes the model's shape another one than its weights have. Raises NotFound,
+    UserError, StorageError."""
+    shape = shape_as_trained(job, storage)
     if shape is None:
         return [f"{job.model.ref} is not on this machine yet: memory and disk are known once it is."]
     ranks = job.resources.workers
     rows = micro_batch(job, -(-samples(job) // ranks))
     row = row_by_formula(job, shape)
-    use = memory(shape, setup_of(job, ranks, job.resources.gpus_per_worker > 0), row.bytes_of(rows))
+    setup = setup_of(job, ranks, job.resources.gpus_per_worker > 0)
+    use = memory(shape, setup, row.bytes_of(rows))
     parts = {"weights": use.weights, "gradients": use.gradients, "optimiser": use.optimizer, "buffers": use.buffers}
     said = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
     activations = f", activations up to {size(use.activations)} ({rows} rows of {row.tokens} tokens)" if use.activations else ""
@@ -38,7 +39,7 @@ def summary(job: JobSpec, storage: Storage) -> list[str]:
         f"model   {counted(shape.parameters)} parameters ({job.model.ref})",
         f"memory  about {size(use.total + PROCESS_BYTES)} on each of {ranks} ranks: {said}{activations}, "
         f"the process itself {size(PROCESS_BYTES)}",
-        f"disk    {_disk(disk(job, shape.parameters, each_of(job)), storage)}",
+        f"disk    {_disk(disk(job, shape, setup), storage)}",
     ]
 
 
@@ -55,7 +56,7 @@ def table(made: Plan, storage: Storage) -> list[str]:
     estimate = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in made.deepspeed().items())
     return [
         f"model   {counted(shape.parameters)} parameters ({made.model}); {counted(made.flops_per_token)} FLOP a token to train "
-        f"(6N + attention)",
+        f"(6N + attention{', less what is frozen' if shape.frozen else ''})",
         f"sample  {row.tokens} tokens at most: {counted(row.flops)} FLOP, {each_row} ({how})",
         f"ranks   {made.workers} on {device.name} ({size(usable(device))} of {size(device.memory)} usable, {device.source}); "
         f"{made.precision}, {made.optimizer}, global batch {made.global_batch}" + (f", {made.steps} steps" if made.steps else ""),

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from raybm.core.spec import Check, Spec
 from raybm.data import SourceSpec, StepSpec
 from raybm.data.exact_dedup import ExactDedup
+from raybm.data.frame import STANDARD
 from raybm.data.normalize import Normalize
 from raybm.models.spec import ModelSpec
 from raybm.search import Population
@@ -296,6 +297,10 @@ def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | 
 
 def _columns(sources: tuple[SourceSpec, ...], steps: tuple[StepSpec, ...], by: tuple[str, ...], task: TaskSpec) -> tuple[str, str] | None:
     groups = task.columns()
+    texts = [name for name in dict.fromkeys((*groups[0], *by)) if task.INPUT == "columns" and name in STANDARD and name != "label"]
+    if texts:
+        what = f"a table's column is called {', '.join(texts)}, as one of texts, by which rows would be told apart."
+        return what, f"Map it to another name, as in `columns: {{my_{texts[0]}: {texts[0]}}}`."
     known = {name for group in groups for name in group} | {name for step in steps for name in step.needs()} | set(by)
     for source in sources:
         unread = [name for name in source.columns if name not in known]

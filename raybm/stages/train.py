@@ -51,6 +51,11 @@ class View(Spec):
     workers: PositiveInt
     """Shards and sums depend on it, so it is part of what is hashed."""
 
+    def decisive(self) -> dict[str, Any]:
+        made = super().decisive()
+        made["train"] = {name: value for name, value in made["train"].items() if name not in TrainSpec.OPERATIONAL}
+        return made
+
 
 def run(view: View, inputs: Mapping[str, Artifact], out: Artifact, context: Context) -> dict[str, Any]:
     from raybm.training import checkpoint
@@ -273,7 +278,7 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
     from transformers import logging as transformers_logging
 
     from raybm import ops
-    from raybm.models import processors
+    from raybm.models import chat, processors
     from raybm.models.adapters import adapt, merged, quantization
     from raybm.training import loop, zero
     from raybm.training.batches import Rows, open_rows
@@ -315,8 +320,11 @@ def train_rank(config: dict[str, Any], device: torch.device, emit: Callable[...,
     if view.model.lora is not None:
         published, state = merged(task.published(task.model(*start, dataset["labels"], processor)), state, view.model.lora)
     published.config.use_cache = True
-    parameters = sum(weight.numel() for weight in state.values())  # saving empties `state`
-    _save(published, state, processor, task.signature(dataset["labels"], view.model.max_length), out.storage)
+    parameters = sum(state[name].numel() for name, _ in published.named_parameters())  # tied ones once; saving empties `state`
+    signature = task.signature(dataset["labels"], view.model.max_length)
+    if "messages" in signature.inputs:
+        chat.stop_at_turns(published, processor)
+    _save(published, state, processor, signature, out.storage)
     return summary | {"parameters": parameters}
 
 

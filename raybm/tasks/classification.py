@@ -48,9 +48,9 @@ def pretrained(kind: Any, folder: Path, config: Mapping[str, Any], labels: Seque
 
 
 def padding(given: Any, processor: Any) -> dict[str, Any]:
-    """The tokenizer's padding token, for a config that knows none: a decoder that classifies looks for the last token before it."""
+    """The tokenizer's padding token, for a config that knows none or another: where a decoder classifies is the last token before it."""
     token = getattr(processor, "pad_token_id", None)
-    return {} if token is None or getattr(given, "pad_token_id", None) is not None else {"pad_token_id": token}
+    return {} if token in (None, getattr(given, "pad_token_id", None)) else {"pad_token_id": token}
 
 
 @torch.no_grad()

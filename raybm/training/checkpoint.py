@@ -15,11 +15,12 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
@@ -34,6 +35,7 @@ FOLDER = "checkpoints"
 MARKERS = f"{FOLDER}/committed"
 TAG = "state"
 LOCK_TIMEOUT_S = 1800.0
+QUANTISED = ("Params4bit", "Int8Params")  # weights of bitsandbytes
 AVERAGE = "average-{rank}.safetensors"  # of replicas rank 0's alone
 
 
@@ -133,9 +135,19 @@ def best(every: list[Commit], by: str) -> Commit | None:
 def load(engine: Any, storage: Storage, commit: Commit, average: Average | None = None) -> None:
     """Collective. Puts weights, optimiser state and counters back."""
     with _downloaded(storage, commit.folder) as source:
-        engine.load_checkpoint(str(source), tag=TAG)
+        engine.load_checkpoint(str(source), tag=TAG, custom_load_fn=_load_weights)
         if average is not None:
             average.load(load_file(source / AVERAGE.format(rank=_averager(engine))))
+
+
+def _load_weights(src: Mapping[str, Any], dst: torch.nn.Module) -> None:
+    """As DeepSpeed calls it. Quantised weights stay as the model's files had them: bitsandbytes does not take back what it gives."""
+    parameters = dst.named_parameters(remove_duplicate=False)
+    quantised = tuple(name.removesuffix("weight") for name, parameter in parameters if type(parameter).__name__ in QUANTISED)
+    missing, unexpected = dst.load_state_dict({name: value for name, value in src.items() if not name.startswith(quantised)}, strict=False)
+    lost = [name for name in missing if not name.startswith(quantised)]
+    if lost or unexpected:
+        raise RuntimeError(f"the checkpoint is of another model: {', '.join([*lost, *unexpected][:3])}")
 
 
 def _averager(engine: Any) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from raybm.core.errors import UserError
@@ -151,6 +152,7 @@ def train(
     with torch.compiler.set_stance("force_eager"):
         task.check(engine, rows.column, device)
     began = progress.step if until else None
+    skips = Skips(engine, spec.precision == "fp16", progress.step)
     meter, look, looks_at = Meter(device), Profile(device), progress.step + PROFILED
     flops: float | None = None
     loader = Loader(task, processor, rows, schedule, rank, progress.step, course.total, spec.stall_timeout_s)
@@ -181,11 +183,12 @@ def train(
                 scores = meter.reduce()
                 _check_finite(scores["loss"], progress.step, lr)
                 progress.count(scores)
-                if spec.precision == "fp16":
-                    scores["skipped"] = engine.skipped_steps  # so far, for gradients that overflowed
+                scores |= skips.look(progress.step, lr)
                 epoch = round(progress.step / schedule.steps_per_epoch, 4)
                 mfu = {"mfu": round(flops * scores["tokens_per_s"] / workers / peak_flops, 4)} if flops and peak_flops else {}
                 emit("train", step=progress.step, steps=course.total, epoch=epoch, lr=lr, grad_norm=_grad_norm(engine), **scores, **mfu)
+            if validates or saves:
+                _share_statistics(engine)
             if validates:
                 with average.applied() if average else nullcontext():
                     validation = validate(engine, task, processor, splits["validation"], schedule, device, watchdog)
@@ -288,6 +291,34 @@ def validate(
     return {name: scores[name] for name in ("loss", "accuracy", "units") if name in scores}
 
 
+def _share_statistics(engine: Any) -> None:
+    """Running statistics of batch norms: rank 0's, which is what is published. DistributedDataParallel does so itself. Collective."""
+    if engine.zero_optimization_stage():
+        for module in engine.module.modules():
+            for buffer in module.buffers(recurse=False) if isinstance(module, _BatchNorm) else ():
+                dist.broadcast(buffer, 0)
+
+
+class Skips:
+    """Steps that DeepSpeed passed over, since their gradients were no numbers. In fp16, where those overflow, that is as it should be."""
+
+    def __init__(self, engine: Any, overflows: bool, step: int) -> None:
+        self._engine, self._overflows = engine, overflows
+        self._step, self._skipped = step, self._so_far()
+
+    def _so_far(self) -> int:
+        return int(getattr(self._engine, "skipped_steps", 0))
+
+    def look(self, step: int, lr: float) -> dict[str, int]:
+        """How many so far, where there are any. Raises UserError where nothing was learnt since the last look."""
+        skipped = self._so_far()
+        steps, passed_over = step - self._step, skipped - self._skipped
+        self._step, self._skipped = step, skipped
+        if passed_over == steps and not self._overflows:
+            raise _diverged("no gradient was a number", step, lr)
+        return {"skipped": skipped} if skipped or self._overflows else {}
+
+
 def _check_finite(loss: float, step: int, lr: float) -> None:
     if not math.isfinite(loss):
         raise _diverged(f"the loss is {loss}", step, lr)
@@ -311,7 +342,7 @@ def _here(parameter: Any) -> torch.Tensor:
 
 
 def _diverged(what: str, step: int, lr: float) -> UserError:
-    remedy = "Lower train.lr or train.clip_norm, raise train.warmup, or look for odd rows; the last checkpoint is from before."
+    remedy = "Lower train.lr or train.clip_norm, raise train.warmup, or look for odd rows."
     return UserError(f"{what} at step {step}, with a learning rate of {lr:.3g}.", where="train", remedy=remedy)
 
 
@@ -356,4 +387,9 @@ def export(engine: Any, part: torch.nn.Module | None = None) -> dict[str, torch.
     state |= {name: state[name].reshape(()) for name in numbers}
     inside = next(f"{name}." if name else "" for name, module in engine.module.named_modules() if module is (part or engine.module))
     chosen = {name.removeprefix(inside): tensor.detach() for name, tensor in state.items() if name.startswith(inside)}
-    return {name: tensor if sharded else tensor.to("cpu", copy=True) for name, tensor in chosen.items()}  # gathered: on the CPU already
+    if sharded:  # gathered: on the CPU already
+        return chosen
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for tensor in chosen.values():  # tied weights stay one
+        copies.setdefault((tensor.data_ptr(), tensor.shape), tensor.to("cpu", copy=True))
+    return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in chosen.items()}

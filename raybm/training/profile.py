@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from raybm.models.flops import ATTENTION
@@ -25,14 +27,47 @@ COLLECTIVE = re.compile(r"^(gloo:|nccl:|ncclDevKernel|deepspeed::inference_all_r
 
 @torch.no_grad()
 def flops_per_token(engine: Any, task: Task, step: Step, device: torch.device) -> float:
-    """FLOPs of training on a token (of a sample, where rows are no sequences): three times those of this step's forward passes, padding
-    included, as the backward pass has two products for each (PaLM, arXiv:2204.02311, appendix B). What checkpointing computes again is not
-    among them. Collective: a forward pass."""
+    """FLOPs of training on a token (of a sample, where rows are no sequences), padding included: those of this step's forward passes, and
+    of the backward pass a product for each factor that has a gradient. That is three times the forward pass where all learns (PaLM,
+    arXiv:2204.02311, appendix B), twice for frozen weights, once for what no gradient reaches, such as the reference of a preference.
+    What checkpointing computes again is not among them. Collective: a forward pass."""
     engine.eval()
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    with torch.compiler.set_stance("force_eager"), counter, _BothPasses(counter) as both:
         for batch in step.batches:
             task.loss(engine, {name: tensor.to(device) for name, tensor in batch.items()})
-    return 3.0 * float(counter.get_total_flops()) / max(1, step.padded)
+    return float(both.flops) / max(1, step.padded)
+
+
+class _BothPasses(TorchDispatchMode):
+    """Adds to the FLOPs of a forward pass those of its backward pass, without autograd's graph, which would keep activations and set off
+    ZeRO's hooks: a result has a gradient where something that it was made of has one, by storage; weights say so themselves."""
+
+    supports_higher_order_operators = True  # as the counter's
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.counter, self.flops = counter, 0
+        self._reached: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.counter.get_total_flops()
+        result = function(*args, **(kwargs or {}))
+        learning = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad or _key(tensor) in self._reached]
+        factors = sum(tensor.ndim > 1 for tensor in learning)  # a bias is none
+        self.flops += (self.counter.get_total_flops() - before) * (1 + min(2, factors))
+        if not getattr(function, "is_view", False):
+            for tensor in _tensors(result):  # all that is made comes by here, so that a storage at the place of an older one is told anew
+                (self._reached.add if learning and tensor.is_floating_point() else self._reached.discard)(_key(tensor))
+        return result
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 class Profile:

@@ -6,6 +6,7 @@ tokens/s of a bare DeepSpeed ZeRO-2 loop (benchmarks/train_overhead.py); DeepSpe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ class Replicas(DistributedDataParallel):
             (Path(folder) / tag).mkdir(parents=True, exist_ok=True)
             torch.save({"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, Path(folder) / tag / FILE)
 
-    def load_checkpoint(self, folder: str, tag: str) -> None:
+    def load_checkpoint(self, folder: str, tag: str, custom_load_fn: Callable[..., None]) -> None:
         state = torch.load(Path(folder) / tag / FILE, map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["model"])
+        custom_load_fn(src=state["model"], dst=self.module)
         self.optimizer.load_state_dict(state["optimizer"])

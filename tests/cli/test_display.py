@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_in_a_terminal_the_last_line_lives() -> None:
         shown.event("stage", {"stage": "train"})
         assert "train 40" not in rendered(shown)
     assert "  step 40" not in out.getvalue(), "training is not told in lines as well"
+
+
+def test_a_line_is_told_while_another_thread_draws() -> None:
+    printing = threading.Event()
+
+    class Told(Console):
+        def print(self, *objects: Any, **how: Any) -> None:
+            if objects == ("a line",):
+                printing.set()
+            super().print(*objects, **how)
+
+    shown = Display("run-1", Told(file=io.StringIO(), force_terminal=True))
+
+    def draw() -> None:  # as rich's own thread does, four times a second
+        with shown._live._lock:
+            teller.start()
+            assert printing.wait(10)
+            shown._render()
+
+    teller = threading.Thread(target=shown.line, args=("a line",), daemon=True)
+    drawer = threading.Thread(target=draw, daemon=True)
+    shown.__enter__()
+    drawer.start()
+    drawer.join(20)
+    assert not drawer.is_alive(), "each waits for what the other holds"
+    teller.join(20)
+    assert not teller.is_alive()
+    shown.__exit__(None, None, None)  # which would wait too
 
 
 def rendered(shown: Display) -> str:

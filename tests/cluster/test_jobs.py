@@ -105,6 +105,20 @@ def test_what_ray_refuses_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
         jobs._Cluster("http://h:1").start("j", "true", Path())
 
 
+def test_a_job_that_would_leave_its_work_in_rays_own_folder_is_not_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def client(address: str) -> Any:
+        raise AssertionError("asked for the cluster")
+
+    monkeypatch.setattr(jobs, "_client", client)
+    (tmp_path / "job.yaml").write_text(SPEC)
+    for storage in ("./out", "out"):
+        with pytest.raises(UserError, match="would lie in the folder that Ray unpacks") as caught:
+            cluster.submit(tmp_path / "job.yaml", say=print, working_dir=tmp_path, overrides=[f"storage={storage}"])
+        assert caught.value.exit_code == 2
+    for storage in ("/out", "~/out", "s3://bucket/out"):
+        jobs.check_storage(storage)
+
+
 def test_a_home_is_not_sent_unasked_and_secrets_are_never_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import _get_excludes
 

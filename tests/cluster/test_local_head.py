@@ -209,6 +209,12 @@ def test_a_killed_head_comes_back_and_a_stopped_one_leaves_nothing(head: Head) -
     assert not folder.exists() and local_sh("status", "--state", str(head.state)).returncode == 3
 
 
+def test_a_relative_state_is_told_as_the_folder_that_it_is(tmp_path: Path) -> None:
+    """Whoever is told it (the token's path, for jobs) works elsewhere."""
+    done = subprocess.run([SCRIPT, "status", "--state", "in/here"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and f"({tmp_path}/in/here)" in done.stderr
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_scripts_are_clean() -> None:
     done = subprocess.run(["shellcheck", *SCRIPT.parent.glob("*.sh")], capture_output=True, text=True)

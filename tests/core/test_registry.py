@@ -69,6 +69,16 @@ def test_a_crashed_publish_leaves_nothing_that_is_listed(registry: Registry, sto
     assert registry.versions("m") == [2]
 
 
+def test_what_others_leave_in_the_registry_is_passed_over(registry: Registry, storage: Storage, model: Path) -> None:
+    registry.publish("m", model, {})
+    registry.promote("m", "prod", 1, expect=None)
+    storage.write("registry/.ipynb_checkpoints/x", b"")
+    for name in (".DS_Store", "prod.json~", "Prod copy.json", ".ipynb_checkpoints/prod-checkpoint.json"):
+        storage.write(f"registry/m/aliases/{name}", b"none of ours")
+    assert [(line.name, line.aliases) for line in registry.models()] == [("m", {"prod": 1})]
+    assert list(registry.aliases("m")) == ["prod"]
+
+
 def test_verify_names_every_damage(registry: Registry, storage: Storage, model: Path) -> None:
     version = registry.publish("m", model, {})
     assert registry.verify("m", 1) == []

@@ -124,6 +124,8 @@ NVME = ("resources.gpus_per_worker=1", "train.zero={stage: 3, offload_optimizer:
     ("overrides", "path", "said"),
     [
         (["data.sources.0.columns={text: body, lable: stars}"], "data.sources", "maps lable, which nothing reads"),
+        (["task={kind: regression, features: {numeric: [context]}}"], "data.sources", "`columns: {my_context: context}`"),
+        (["task={kind: regression, features: {numeric: [a]}}", "data.split.by=[question]"], "data.sources", "is called question, as one"),
         (["task.labels=[a, a]"], "task.labels", "two labels or more, each once"),
         (["train.precision=fp16"], "train.precision", "fp16 is for GPUs"),
         (["train.zero={stage: 2, offload_optimizer: cpu}"], "train.precision", "no GPU to take anything off"),
@@ -163,6 +165,11 @@ def test_a_step_may_read_a_column_that_the_task_does_not(tmp_path: Path) -> None
     assert job(tmp_path, overrides=("data.sources.0.columns={rating: stars}", rated)).data.steps
 
 
+def test_a_table_may_be_split_by_its_label(tmp_path: Path) -> None:
+    table = "task={kind: regression, features: {numeric: [a]}}", "data.sources.0.columns={a: body, label: stars}", "data.split.by=[label]"
+    assert job(tmp_path, overrides=table).data.split.by == ("label",)
+
+
 def test_a_check_waits_while_a_value_that_it_needs_is_invalid(tmp_path: Path) -> None:
     assert mistakes(tmp_path, GOOD + "  global_batch: 33\nresources: {workers: two}\n").keys() == {"resources.workers"}
 
@@ -184,6 +191,12 @@ def test_set_overrides_scalars_lists_and_absent_sections(tmp_path: Path) -> None
     assert spec.publish is not None and spec.publish.gate == {"macro_f1": ">= 0.8"}
     assert [source.path for source in spec.data.sources] == ["a=b.tsv", "more.jsonl"]
     assert spec.data.sources[0].columns == {"text": "body", "label": "null_column"}
+
+
+def test_set_changes_one_place_of_those_that_share_a_node(tmp_path: Path) -> None:
+    text = GOOD.replace("- kind: tsv", "- &one\n      kind: tsv").replace("train:\n", "    - *one\ntrain:\n")
+    spec = job(tmp_path, text, ("data.sources[0].path=other.tsv", "data.sources[1].columns.label=rating"))
+    assert [(source.path, source.columns["label"]) for source in spec.data.sources] == [("other.tsv", "stars"), ("reviews.tsv", "rating")]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_nothing_there_is_not_found(path: str) -> None:
     with pytest.raises(NotFound) as caught:
         expand(path)
     assert caught.value.where == path and caught.value.remedy
+
+
+@pytest.mark.parametrize("look", ["is_file", "is_dir"])
+def test_where_one_may_not_look_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: str) -> None:
+    def refuses(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, look, refuses)
+    with pytest.raises(NotFound, match=str(tmp_path)) as caught:
+        expand(f"{tmp_path}/closed/a.txt")
+    assert caught.value.remedy
 
 
 def test_a_file_that_was_unpacked_elsewhere_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,12 @@ def test_an_open_quote_is_an_error_and_does_not_swallow_the_file(tmp_path: Path)
     assert caught.value.where == f"{path}:3" and "quoting: false" in caught.value.remedy
 
 
+def test_a_quote_that_the_next_one_does_not_close_costs_every_line_between(tmp_path: Path) -> None:
+    rows = read(Csv(path=write(tmp_path, 'text,label\n"opens,x\nlost,y\nhe "said,z\nfine,x\n')))
+    assert [row[:2] for row in rows] == [(2, None), (3, None), (4, None), (5, "fine")]
+    assert ["from line 2 on" in bad for *_, bad in rows] == [False, True, True, False] and rows[0][3]
+
+
 def test_columns_by_name_position_and_delimiter(tmp_path: Path) -> None:
     path = write(tmp_path, "id;Review body;stars\n7;ok;5\n")
     assert read(Csv(path=path, delimiter=";", columns={"text": "Review body", "label": 2})) == [(2, "ok", "5", "")]
@@ -88,6 +94,11 @@ def test_a_file_without_header_wants_positions() -> None:
         Jsonl.parse({"path": "x", "columns": {"text": 0}})
 
 
+def test_columns_that_nothing_parts_are_refused() -> None:
+    with pytest.raises(SpecError, match="delimiter"):
+        Conll.parse({"path": "x", "delimiter": ""})
+
+
 def test_bytes_that_are_no_utf8_make_bad_rows(tmp_path: Path) -> None:
     path = write(tmp_path, b"text,label\ngood,x\nbr\xffken,y\nfine,z\n")
     assert read(Csv(path=path)) == [(2, "good", "x", ""), (3, None, None, "text: not UTF-8"), (4, "fine", "z", "")]
@@ -102,10 +113,12 @@ def test_jsonl_values_become_strings_and_odd_lines_bad_rows(tmp_path: Path) -> N
         "{oops",
         '{"text": {"x": 1}, "label": "y"}',
         '{"text": "\\ud83d", "label": 1}',
+        '{"text": "c", "label": NaN}',
     ]
     rows = read(Jsonl(path=write(tmp_path, "\n".join(lines))))
     assert rows[:2] == [(1, "a", "1", ""), (3, "b", "true", "")]
-    assert [(line, bad.partition(":")[0]) for line, _, _, bad in rows[2:]] == [
+    assert rows[-1] == (8, "c", None, ""), "what pandas writes for a value that is missing"
+    assert [(line, bad.partition(":")[0]) for line, _, _, bad in rows[2:-1]] == [
         (4, "not a JSON object"),
         (5, "not JSON"),
         (6, "text"),

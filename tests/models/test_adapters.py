@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 
 from raybm.core.errors import UserError
 from raybm.models import own
-from raybm.models.adapters import adapt, in_few_bits, quantization, tuner
+from raybm.models.adapters import adapt, in_few_bits, merged, quantization, tuner
 from raybm.models.spec import LoraSpec, ModelSpec
 
 BART = {
@@ -47,6 +48,9 @@ CLIP = {"model_type": "clip", "text_config": SIDE | {"vocab_size": 50}, "vision_
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
 TEXTCNN = {"model_type": "raybm_textcnn", "vocab_size": 50, "pad_token_id": 0}
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50}
+CONVBERT = {**BERT, "model_type": "convbert", "num_attention_heads": 4, "embedding_size": 16}
+MAMBA = {"model_type": "mamba", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
 
 
 def built(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
@@ -109,6 +113,49 @@ def test_adapters_for_layers_that_are_not_there() -> None:
             built(AutoModelForSequenceClassification, BERT), ModelSpec.parse({"ref": "file:m", "lora": {"targets": ["q_proj", "k_proj"]}})
         )
     assert told.value.remedy == "The linear layers are: dense, key, query, value."
+
+
+def test_a_convolution_of_groups_gets_no_adapter_and_the_others_are_merged() -> None:
+    spec = ModelSpec.parse({"ref": "file:m", "lora": {"rank": 4}})
+    model = built(AutoModelForSequenceClassification, CONVBERT)
+    adapt(model, spec)
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert any(name.endswith("key_conv_attn_layer.pointwise") for name in adapted)
+    assert not any(name.endswith("depthwise") for name in adapted)
+    assert spec.lora is not None
+    plain, _ = merged(built(AutoModelForSequenceClassification, CONVBERT), model.state_dict(), spec.lora)
+    assert not any("lora" in name for name, _ in plain.named_modules())
+    with pytest.raises(UserError, match=r"no layer is called depthwise\."):
+        tuner(built(AutoModelForSequenceClassification, CONVBERT), LoraSpec(targets=("depthwise",)))
+
+
+def test_what_peft_refuses_is_told() -> None:
+    with pytest.raises(UserError, match="'out_proj' is incompatible with Mamba") as told:
+        tuner(built(AutoModelForCausalLM, MAMBA), LoraSpec())
+    assert told.value.where == "model.lora.targets" and "in_proj" in told.value.remedy
+    tuner(built(AutoModelForCausalLM, MAMBA), LoraSpec(targets=("in_proj",)))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "still"),
+    [
+        (("resnet.*",), {"resnet.embedder", "resnet.encoder"}),
+        (("resnet.embedder.*",), {"resnet.embedder"}),
+        (("*.normalization.weight",), set()),  # a bias that is trained
+    ],
+)
+def test_a_frozen_batch_norm_keeps_its_statistics(frozen: tuple[str, ...], still: set[str]) -> None:
+    torch.manual_seed(0)
+    model: Any = built(AutoModelForImageClassification, RESNET)
+    adapt(model, ModelSpec(ref="file:m", freeze=frozen))
+    model = deepcopy(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train().resnet.train()(torch.randn(2, 3, 32, 32))
+    same = {".".join(name.split(".")[:2]) for name, buffer in model.named_buffers() if torch.equal(buffer, before[name])}
+    assert same == still
+    assert model.classifier.training
+    model.eval()
+    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(

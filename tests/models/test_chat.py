@@ -1,5 +1,7 @@
 """Conversations → token ids and labels, for several shapes of chat template."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -125,6 +127,25 @@ def test_bad_messages_have_one_reason(messages, reason):
 
 def test_messages_as_parquet_gives_them():
     assert chat.validate(np.array([{"role": "user", "content": "x", "name": None}], dtype=object)) == [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>"), (MARKED, "<|im_end|>"), (LLAMA2, "<eos>"), (None, "<eos>")])
+def test_generation_stops_with_what_ends_an_answer(tokenizer, template, end):
+    tokenizer.chat_template = template
+    for known in (None, 1, [1, 2]):
+        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=known))
+        chat.stop_at_turns(model, tokenizer)
+        ends = model.generation_config.eos_token_id
+        given = [] if known is None else known if isinstance(known, list) else [known]
+        assert {*given, tokenizer.convert_tokens_to_ids(end)} <= set(ends if isinstance(ends, list) else [ends or tokenizer.eos_token_id])
+
+
+def test_who_opens_a_conversation_answers_nothing(tokenizer):
+    tokenizer.chat_template = CHATML
+    ids, labels = chat.encode_conversation(tokenizer, [TALK[1], *TALK[2:]], None)
+    assert learned(tokenizer, ids, labels) == [ANSWERS[1] + "<|im_end|>"]
+    with pytest.raises(DataError, match="no answer"):
+        chat.encode_conversation(tokenizer, TALK[1:3], None)
 
 
 def test_a_conversation_without_an_answer_teaches_nothing(tokenizer):

@@ -1,11 +1,13 @@
 """Every kind of reference, on real folders, a real hub protocol and a real registry."""
 
+import errno
 import http.server
 import json
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,22 @@ def test_what_is_no_model(tmp_path):
         assert caught.value.remedy
     with pytest.raises(Unsupported, match="scratch"):
         resolve("scratch:llama")
+
+
+@pytest.mark.parametrize("look", ["is_dir", "iterdir", "is_file"])
+def test_where_one_may_not_look_there_is_no_model(tmp_path, monkeypatch, look):
+    def refuses(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    folder = model_folder(tmp_path / "m")
+    monkeypatch.setattr(Path, look, refuses)
+    ref = f"file:{folder / 'm.gguf' if look == 'is_file' else folder}"
+    for of in (resolve, fingerprint):
+        with pytest.raises(NotFound, match="Permission denied"):
+            of(ref)
+    if look == "is_file":
+        with pytest.raises(NotFound, match="Permission denied"):
+            references.resolve_adapter(f"file:{folder}")
 
 
 @pytest.mark.integration

@@ -131,6 +131,11 @@ def test_an_encoder_gets_no_chat_template(tmp_path):
     assert tokenizer(saved_model(tmp_path, "BertModel"), None, never).chat_template is None
 
 
+def test_a_model_that_says_nothing_of_its_use_is_taken(tmp_path):
+    """BART's own files name a bare encoder-decoder, DeBERTa's nothing."""
+    assert tokenizer(saved_model(tmp_path, "BartModel", is_encoder_decoder=True), None, never).chat_template is None
+
+
 def test_longer_than_the_model_can_read_is_refused(tmp_path):
     with pytest.raises(UserError, match="16") as caught:
         tokenizer(saved_model(tmp_path, "LlamaForCausalLM", max_position_embeddings=16), None, never)

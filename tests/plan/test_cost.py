@@ -20,6 +20,13 @@ def test_flops_a_token() -> None:
     assert cost.flops_per_token(Shape(1_000_000, frozen=1_000_000), 50) == 4e6
 
 
+def test_flops_a_token_of_a_reference() -> None:
+    """A forward pass alone, 2N beside the 6N of what learns; it is not computed again."""
+    attention, both = 12 * 10 * 100 * 50, Shape(2_000_000, width=100, layers=10, frozen=1_000_000)
+    assert cost.flops_per_token(both, 50, idle=1_000_000) == 8e6 + attention * 4 / 3
+    assert cost.flops_per_token(both, 50, checkpointing=True, idle=1_000_000) == 10e6 + attention * 5 / 3
+
+
 @pytest.mark.parametrize(("stage", "numbers"), [(0, 2), (1, 2), (2, 2), (3, 3)])
 def test_communication_of_a_step(stage: Any, numbers: int) -> None:
     assert cost.communication(MILLION, Setup(ranks=8, stage=stage, each=2)) == numbers * 2e6

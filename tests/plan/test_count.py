@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +9,16 @@ import torch
 from raybm.models.image_text import ImageTextProcessor
 from raybm.models.images import ImageProcessor
 from raybm.models.spec import ModelSpec
+from raybm.plan import cost
 from raybm.plan.count import Counted, Saved, Tokens, count
+from raybm.plan.job import idle
 from raybm.plan.memory import Setup, memory
 from raybm.tasks.causal_lm.spec import CausalLm
 from raybm.tasks.preference.spec import Preference
 from raybm.tasks.text_classification.spec import TextClassification
 from tests.contracts.test_tasks import CONFIG as CONFIGS
 from tests.contracts.test_tasks import MEMBERS
-from tests.plan.jobs import LLAMA
+from tests.plan.jobs import LLAMA, language_model
 
 CONFIG = {"model_type": "llama", "vocab_size": 1000, **LLAMA}
 
@@ -30,6 +33,17 @@ def test_flops_are_those_of_the_formula() -> None:
     """6N + 12·L·H·Q·T for a decoder whose head is tied to its embedding, norms apart."""
     made = counted(64)
     assert made.flops / 64 == pytest.approx(6 * made.shape.parameters + 12 * 2 * 64 * 64, rel=0.02)
+
+
+@pytest.mark.parametrize("adapters", [{}, {"lora": {"rank": 4}}], ids=["whole", "adapters"])
+def test_flops_of_a_preference_are_those_of_the_formula(tmp_path: Path, adapters: dict[str, Any]) -> None:
+    """Two answers, each by a policy and its reference."""
+    pairs = {"kind": "jsonl", "path": "a", "columns": {"prompt": "p", "chosen": "c", "rejected": "r"}}
+    spec = language_model(tmp_path, task={"kind": "preference"}, data={"sources": [pairs]}, model={"ref": "file:m", **adapters})
+    made = count(Preference().build(), ModelSpec(ref="file:m", max_length=64, **adapters), CONFIG, "fp32")
+    assert made is not None and idle(spec, made.shape) == counted().shape.parameters
+    formula = cost.flops_per_token(made.shape, 64, idle=idle(spec, made.shape))
+    assert made.flops / 64 / 2 == pytest.approx(formula, rel=0.05)
 
 
 def test_what_is_counted_is_what_a_real_step_keeps() -> None:

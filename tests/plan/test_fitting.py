@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raybm import plan, runner
@@ -18,6 +19,7 @@ from raybm.plan.fitting import allowed, misfit, refuse, resolve_auto
 from raybm.plan.job import check_names, device_of, packed, setup_of
 from raybm.plan.memory import Setup, memory
 from raybm.spec.train import TrainSpec, ZeroSpec
+from raybm.training.batches import Schedule
 from tests.engines import tiny
 from tests.plan.jobs import job, language_model, write_model
 
@@ -39,6 +41,15 @@ def test_the_lowest_stage_that_fits_with_the_largest_micro_batch() -> None:
 def test_micro_batches_divide_a_ranks_share() -> None:
     found = choice.largest(Shape(1000), Row(8, activations=10, fixed=5, flops=1.0), Setup(ranks=1, stage=0), 12, H100, 16_000 + 5 + 50)
     assert found.micro_batch == 4 and found.accumulation == 3
+
+
+@pytest.mark.parametrize(("share", "rows", "passes"), [(12, 4, 3), (12, 5, 3), (3, 2, 2), (1, 1, 1), (7, 4, 2)])
+def test_the_last_pass_may_be_a_smaller_one(share: int, rows: int, passes: int) -> None:
+    """As many as the loop makes."""
+    row = Row(8, activations=10, fixed=5, flops=1.0)
+    made = choice.option(Shape(1000), row, Setup(ranks=3, stage=2), rows, share, H100, 10**9)
+    schedule = Schedule(np.full(3 * share, 8), 3 * share, 3, seed=0, micro_batch=rows)
+    assert [made.accumulation] * 3 == [len(schedule.step(0, rank)) for rank in range(3)] == [passes] * 3
 
 
 def test_a_misfit_says_what_would_fit() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,17 +13,72 @@ from raybm import plan
 from raybm.cli import app
 from raybm.core.errors import NotFound, UserError
 from raybm.core.storage import open_storage
+from raybm.models.shapes import Shape
+from raybm.plan.files import Disk, disk
+from raybm.plan.job import setup_of
+from raybm.plan.memory import Setup
 from raybm.plan.units import counted, duration
+from tests.engines import tiny
 from tests.plan.jobs import job, language_model, write_model
 
 
 def test_disk_is_rows_checkpoints_model_and_published_copy(tmp_path: Path) -> None:
-    from raybm.plan.files import disk
+    whole = Shape(340)
 
-    made = disk(job(tmp_path, publish={}), 340, 4)
+    def needed(**train: Any) -> Disk:
+        spec = job(tmp_path, publish={}, train=train)
+        return disk(spec, whole, setup_of(spec, 2, False))
+
+    made = needed()
     assert (made.sources, made.model, made.published, made.checkpoint) == (2800, 340 * 4, 340 * 4, 340 * 16)
     assert made.total == 5600 + 3 * 340 * 16 + 2 * 340 * 4
-    assert disk(job(tmp_path, publish={}, train={"ema": 0.9}), 340, 4).checkpoint == 340 * (16 + 4)
+    assert needed(ema=0.9).checkpoint == 340 * (16 + 4)
+    assert needed(zero={"stage": 0}).checkpoint == 340 * (4 + 8), "fp32 weights are the optimiser's own"
+    assert needed(optimizer="lion").checkpoint == 340 * (4 + 8)
+    assert needed(precision="bf16").checkpoint == 340 * (2 + 12)
+
+
+def test_a_checkpoint_keeps_states_of_what_learns_alone(tmp_path: Path) -> None:
+    spec = job(tmp_path)
+    few = Shape(7_000_000_000, frozen=6_900_000_000, quantized=6_000_000_000)
+    assert disk(spec, few, Setup(ranks=2, stage=2, each=2)).checkpoint == 8_000_000_000 + 100_000_000 * 12 - 6_000_000_000
+    assert disk(spec, few, Setup(ranks=2, stage=2, each=2, few=0.5)).checkpoint == 2_000_000_000 + 3_000_000_000 + 1_200_000_000
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_a_dry_run_knows_what_does_not_learn(tmp_path: Path, quantize: str | None) -> None:
+    """The same bytes as the plan's."""
+    folder = tiny.language_model(tmp_path / "lm")
+    spec = language_model(tmp_path, model={"ref": f"file:{folder}", "max_length": 16, "lora": {"rank": 1, "quantize": quantize}})
+    made = plan.plan(spec, open_storage(spec.storage))
+    assert made.shape.trainable < made.shape.parameters / 10 and made.chosen is not None
+    _, memory, disk = plan.lines(spec)
+    assert f"weights {plan.size(made.chosen.memory.weights)}" in memory
+    assert f"optimiser {plan.size(made.shape.trainable / 2 * 12)}" in memory
+    assert f"of {plan.size(made.disk.checkpoint)}, model {plan.size(made.disk.model)}" in disk
+    assert made.disk.checkpoint < 1.7 * made.disk.model
+
+
+def test_a_dry_run_knows_frozen_layers_and_references(tmp_path: Path) -> None:
+    model = {"ref": f"file:{tiny.language_model(tmp_path / 'lm')}", "max_length": 16}
+    pairs = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "columns": {"prompt": "text", "chosen": "text", "rejected": "label"}}
+    for changes in (
+        {"model": model | {"freeze": ["model.embed_tokens.*", "model.layers.*"]}},
+        {"model": model, "task": {"kind": "preference"}, "data": {"sources": [pairs]}},
+    ):
+        spec = language_model(tmp_path, **changes)
+        made = plan.plan(spec, open_storage(spec.storage))
+        assert made.chosen is not None and made.shape.frozen
+        _, memory, disk = plan.lines(spec)
+        assert f"optimiser {plan.size(made.chosen.memory.optimizer)}" in memory
+        assert f"of {plan.size(made.disk.checkpoint)}, model {plan.size(made.disk.model)}" in disk
+    assert made.disk.model == 4 * made.shape.trainable, "the policy without its reference"
+
+
+def test_a_dry_run_tells_what_the_model_lacks(tmp_path: Path) -> None:
+    model = {"ref": f"file:{tiny.language_model(tmp_path / 'lm')}", "lora": {"targets": ["qkv"]}, "max_length": 16}
+    with pytest.raises(UserError, match="no layer is called qkv"):
+        plan.lines(language_model(tmp_path, model=model))
 
 
 def test_the_plan_in_words_needs_no_torch(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ def test_a_tagger_of_other_tags_gets_a_new_head(tmp_path: Path) -> None:
     assert not torch.equal(same.classifier.weight, other.classifier.weight)
 
 
-def test_a_decoder_that_classifies_knows_its_padding(tmp_path: Path) -> None:
-    config = LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+@pytest.mark.parametrize("padding", [None, 59])
+def test_a_decoder_that_classifies_knows_its_padding(tmp_path: Path, padding: int | None) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=60, pad_token_id=padding, **shape)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     for task, learnt in ((TextClassification().build(), {}), (Regression().build(), {"target_mean": 0.0, "target_std": 1.0})):
         model: Any = task.model(tmp_path, learnt, ("a", "b"), tiny.text_tokenizer())

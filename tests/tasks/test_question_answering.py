@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from raybm.core.errors import UserError
+from raybm.engines.encoders.reading import _span
+from raybm.models.windows import LONGEST_ANSWER
 from raybm.tasks import QuestionAnswering
 from raybm.tasks.question_answering.task import normalized, overlap
 from tests.engines import tiny
@@ -30,6 +34,20 @@ def test_what_cannot_be_learnt_is_told() -> None:
     ]
     with pytest.raises(UserError, match="too few"):
         task.encode(rows, tokenizer, (), 8)
+
+
+def test_an_answer_that_is_never_given_is_not_learnt() -> None:
+    task, tokenizer = QuestionAnswering().build(), tiny.text_tokenizer()
+    rows = [{"question": "fox", "context": "dog " * 100, "answer": "dog " * words} for words in (LONGEST_ANSWER, LONGEST_ANSWER + 1)]
+    learnt, bad = task.encode(rows, tokenizer, (), 128)
+    assert learnt["ends"][0] - learnt["starts"][0] + 1 == LONGEST_ANSWER
+    assert bad == {"_bad": f"the answer has more than {LONGEST_ANSWER} tokens"}
+    spans = np.array([(-1, -1), *((place, place + 1) for place in range(100))])
+    starts, ends = torch.zeros(101), torch.zeros(101)
+    starts[learnt["starts"][0]], ends[learnt["ends"][0]] = 9.0, 9.0
+    starts[0] = ends[0] = 9.0
+    assert _span(starts, ends, spans)[2:] == (learnt["starts"][0], learnt["ends"][0])
+    assert f"{LONGEST_ANSWER} tokens" in (QuestionAnswering.__doc__ or "")
 
 
 def test_answers_are_compared_as_squad_does() -> None:

@@ -114,6 +114,34 @@ def weights(prepare: Artifact, out: str, spec: dict[str, Any]) -> dict[str, Any]
     return {"validation": summary["validation"], "sum": sum(float(weight.double().abs().sum()) for weight in state.values())}
 
 
+def drifting(prepare: Artifact, out: str, spec: dict[str, Any]) -> list[float]:
+    """Trains a model with a batch norm on this rank's part of the rows; its running mean at the end."""
+    import torch
+
+    start = model()
+    norm = torch.nn.BatchNorm1d(start.config.hidden_size)
+    start.bert.pooler.activation = torch.nn.Sequential(norm, start.bert.pooler.activation)
+    _train(prepare, out, spec, start)
+    mean: list[float] = norm.running_mean.tolist()  # type: ignore[union-attr]
+    return mean
+
+
+def without_gradient(prepare: Artifact, out: str, spec: dict[str, Any]) -> str:
+    """What the loop says of a model whose loss is a number and whose gradients are none."""
+    import torch
+
+    from raybm.core.errors import UserError
+
+    start = model()
+    first = next(start.parameters())
+    first.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
+    try:
+        _train(prepare, out, spec, start)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def failure(prepare: Artifact, out: str, spec: dict[str, Any]) -> str:
     """What the loop says where it cannot go on."""
     from raybm.core.errors import UserError
@@ -185,31 +213,33 @@ def _logits(model: Any) -> list[float]:
     return logits
 
 
-def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Trains adapters on a saved model whose weights are loaded quantised; logits of a row with them, and once they are merged into the
-    weights as they were."""
+def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str, until: int | None = None) -> dict[str, Any]:
+    """Trains adapters on a saved model whose weights are loaded quantised; logits of a row with them, again once they were loaded from
+    the last checkpoint, and once they are merged into the weights as they were."""
     import torch
     import torch.distributed as dist
 
     from raybm.models.adapters import adapt, merged, quantization
     from raybm.models.spec import ModelSpec
     from raybm.tasks import TextClassification
-    from raybm.training import loop
+    from raybm.training import checkpoint, loop
 
     given = ModelSpec.parse({"ref": "file:x", "lora": {"rank": 2, "alpha": 4, "quantize": kind}})
     assert given.lora is not None
     folder, task = Path(out).parent / "saved", TextClassification().build()
     wide = CONFIG | {"hidden_size": 64, "intermediate_size": 128, "hidden_dropout_prob": 0.0}  # 4-bit weights come in blocks of 64
-    if dist.get_rank() == 0:
+    if dist.get_rank() == 0 and not folder.exists():
         task.model(None, wide, LABELS, tokenizer()).save_pretrained(folder)
     dist.barrier()
     torch.manual_seed(3)
     start = task.model(folder, quantization(given.lora, lambda: task.model(None, wide, LABELS, tokenizer())), LABELS, tokenizer())
     adapt(start, given)
     held = {name: value.dtype for name, value in start.named_parameters()}
-    losses, _, engine = _train(prepare, out, spec, start, 1e9)  # which looks at a forward pass before the first step
+    losses, _, engine = _train(prepare, out, spec, start, 1e9, until=until)  # which looks at a forward pass before the first step
     state = loop.export(engine)
-    adapted = _logits(engine)
+    adapted, storage = _logits(engine), open_storage(out)
+    checkpoint.load(engine, storage, checkpoint.commits(storage)[-1])
+    loaded = _logits(engine)
     if state is None:
         return {}
     moved = [float(value.abs().sum()) for name, value in state.items() if "lora_B" in name]  # they start at 0
@@ -220,6 +250,7 @@ def quantised(prepare: Artifact, out: str, spec: dict[str, Any], kind: str) -> d
         "quantised": sum(not dtype.is_floating_point for dtype in held.values()),
         "losses": losses,
         "adapted": adapted,
+        "loaded": loaded,
         "merged": after,
         "kinds": {str(value.dtype) for value in weights.values()},
         "same_names": sorted(plain.state_dict()) == sorted(model().state_dict()),

@@ -139,6 +139,18 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(ranks: Ra
     assert all("the loss is" in text and "learning rate" in text for text in said)
 
 
+def test_gradients_that_are_no_numbers_end_the_run(ranks: Ranks, tmp_path: Path) -> None:
+    """DeepSpeed passes over such steps without a word."""
+    said = ranks.run(jobs.without_gradient, jobs.prepared(tmp_path / "prepared"), str(tmp_path / "out"), SPEC | {"zero": {"stage": 2}})
+    assert all("no gradient was a number at step 1" in text for text in said)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_ranks_agree_on_the_statistics_of_batch_norms(ranks: Ranks, tmp_path: Path, stage: int) -> None:
+    one, other = ranks.run(jobs.drifting, jobs.prepared(tmp_path / "prepared"), str(tmp_path / "out"), SPEC | {"zero": {"stage": stage}})
+    assert one == pytest.approx(other, abs=1e-6) and any(one)
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_weights_that_are_no_numbers_are_never_kept(ranks: Ranks, tmp_path: Path, stage: int) -> None:
     """The loss of the only step is that of the weights before it."""
@@ -161,17 +173,20 @@ def test_adapters_train_alone_and_are_merged(ranks: Ranks, tmp_path: Path) -> No
         assert report["names"] == report["plain_names"]
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_adapters_on_quantised_weights(ranks: Ranks, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "stage"), [("nf4", 2), ("int8", 2), ("nf4", 0)])
+def test_adapters_on_quantised_weights(ranks: Ranks, tmp_path: Path, kind: str, stage: int) -> None:
     prepare = jobs.prepared(tmp_path / "prepared")
-    spec = SPEC | {"epochs": 8, "lr": 3e-2, "zero": {"stage": 2}}
+    spec = SPEC | {"epochs": 8, "lr": 3e-2, "zero": {"stage": stage}}
     report = ranks.run(jobs.quantised, prepare, str(tmp_path / "out"), spec, kind)[0]
     assert report["quantised"] == 2 * 6 + 1  # the linear layers of two layers, and the pooler's
     assert len(report["moved"]) == 13 and all(size > 1e-3 for size in report["moved"])
     assert sum(report["losses"][-10:]) < 0.98 * sum(report["losses"][:10])
     assert report["merged"] == pytest.approx(report["adapted"], abs=0.3)  # the base is not quantised any more
     assert report["kinds"] <= {"torch.float32", "torch.int64"}
-    assert report["same_names"]
+    assert report["same_names"] and report["loaded"] == pytest.approx(report["adapted"], abs=1e-5)
+    ranks.run(jobs.quantised, prepare, str(tmp_path / "again"), spec, kind, 4)
+    resumed = ranks.run(jobs.quantised, prepare, str(tmp_path / "again"), spec, kind)[0]
+    assert len(resumed["losses"]) == 20 and resumed["adapted"] == pytest.approx(report["adapted"], abs=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -10,9 +10,7 @@ import torch
 
 from raybm.core.errors import UserError
 from raybm.engines.encoders.encoding import Encoder
-from raybm.models.windows import windows
-
-LONGEST_ANSWER = 64  # tokens
+from raybm.models.windows import LONGEST_ANSWER, windows
 
 
 class Reader(Encoder):

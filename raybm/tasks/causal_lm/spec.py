@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 class CausalLm(Spec):
     """The next token: of running text (`text`, packed: no attention from one text to another), or of the answers in a conversation
-    (`messages`, or `prompt` + `completion`), rendered with the model's chat template; only the answers count for the loss."""
+    (`messages`, or `prompt` + `completion`), rendered with the model's chat template; only the answers count for the loss. What
+    has learnt conversations is asked by `messages`: a bare `prompt` is only gone on with."""
 
     kind: Literal["causal_lm"] = "causal_lm"
     system_prompt: str | None = None
-    """Put before conversations that have no system message."""
+    """Put before conversations that have no system message. The model does not keep it: who asks gives it again."""
 
     packing: bool = False
     """Put several conversations into one sequence of `model.max_length`, without attention between them. Running text always is."""

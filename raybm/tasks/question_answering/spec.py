@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 class QuestionAnswering(Spec):
     """Where in `context` the answer to `question` stands: extractive, as in SQuAD. `answer` is the text itself; where it stands more than
-    once, the one next to `answer_start` (a position in characters) counts, or the first."""
+    once, the one next to `answer_start` (a position in characters) counts, or the first. Rows whose answer has more than 64 tokens are bad
+    rows: none that long is ever given."""
 
     kind: Literal["question_answering"] = "question_answering"
 

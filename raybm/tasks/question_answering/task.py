@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedMo
 from raybm.core.signature import Signature
 from raybm.models.tabular import number
 from raybm.models.tokenizers import config_fields
-from raybm.models.windows import Window, windows
+from raybm.models.windows import LONGEST_ANSWER, Window, windows
 from raybm.tasks.batching import IGNORED, pad
 from raybm.tasks.protocol import Ask, Batch, LossSum, Row, Task
 from raybm.tasks.question_answering.baseline import answerer
@@ -37,13 +37,15 @@ class QuestionAnsweringTask(Task):
         parts: list[list[Window]] = [[] for _ in rows]
         for part in windows(processor, [row["question"] for row in rows], [row["context"] for row in rows], max_length):
             parts[part.row].append(part)
-        made = []
+        made: list[dict[str, Any]] = []
         for place, found in zip(places, parts, strict=True):
             held = [encoded for part in found if (encoded := _encoded(part, *place))] if place else []
-            if held:
-                made.append(max(held, key=lambda row: min(row["starts"][0], len(row["input_ids"]) - row["ends"][0])))
-            else:
+            if not held:
                 made.append({"_bad": f"the answer does not fit into {max_length} tokens" if place else "the answer is not in the context"})
+            elif held[0]["ends"][0] - held[0]["starts"][0] >= LONGEST_ANSWER:
+                made.append({"_bad": f"the answer has more than {LONGEST_ANSWER} tokens"})
+            else:
+                made.append(max(held, key=lambda row: min(row["starts"][0], len(row["input_ids"]) - row["ends"][0])))
         return made
 
     def model(self, folder: Path | None, config: Mapping[str, Any], labels: Sequence[str], processor: Any) -> PreTrainedModel:

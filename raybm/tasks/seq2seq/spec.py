@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Seq2Seq(Spec):
-    """From one text (`prompt`) to another (`completion`), by an encoder-decoder (T5, BART, Marian): translation, summarisation.
+    """From one text (`prompt`) to another (`completion`), by an encoder-decoder (T5, BART): translation, summarisation.
     `model.max_length` holds for either side; what is longer is cut."""
 
     kind: Literal["seq2seq"] = "seq2seq"
