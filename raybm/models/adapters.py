@@ -136,8 +136,10 @@ def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict
 
 
 def _takes_adapters(module: nn.Module) -> bool:
-    """Linear layers, and convolutions without groups: with groups peft cannot merge what it adds."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or (isinstance(module, nn.Conv1d) and module.groups == 1)
+    """Linear layers, and plain convolutions: with groups peft cannot merge what it adds, and it forgets dilation."""
+    if isinstance(module, nn.Conv1d):
+        return module.groups == 1 and module.dilation == (1,)
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _keep_statistics(module: Any) -> None:

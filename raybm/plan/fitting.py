@@ -103,7 +103,7 @@ def resolve_auto(job: JobSpec, storage: Storage, memory_bytes: int | None = None
         what = "the stage is to follow from the model, which is not on this machine yet."
         raise PlacementError(what, where="train.zero.stage", remedy="Fetch it first, or name a stage.")
     shape, row, _ = measured
-    share = samples(job) // job.resources.workers
+    share = -(-samples(job) // job.resources.workers)
     setup = setup_of(job, job.resources.workers, job.resources.gpus_per_worker > 0)
     ways = allowed(job, device)
     stages: tuple[Stage, ...] = (0, 1, 2, 3)
