@@ -138,7 +138,7 @@ def merged(model: Any, state: dict[str, Any], spec: LoraSpec) -> tuple[Any, dict
 def _takes_adapters(module: nn.Module) -> bool:
     """Linear layers, and plain convolutions: with groups peft cannot merge what it adds, and it forgets dilation."""
     if isinstance(module, nn.Conv1d):
-        return module.groups == 1 and module.dilation == (1,)
+        return bool(module.groups == 1 and module.dilation == (1,))
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
