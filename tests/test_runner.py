@@ -207,7 +207,7 @@ def test_where_a_stage_fails_ray_goes_before_the_lease(stages: tuple[FakeStage, 
     assert held == [True], "ranks may write until Ray has ended"
 
 
-def test_what_changes_no_weight_goes_on_with_the_same_training(tmp_path: Path) -> None:
+def test_what_changes_no_step_goes_on_with_the_same_training(tmp_path: Path) -> None:
     """Such as what a failed run was told to raise."""
     (tmp_path / "text.txt").write_text("the quick brown fox")
 

@@ -159,7 +159,7 @@ class TrainSpec(Spec):
     """The run fails when no worker reports a step for so long."""
 
     OPERATIONAL: ClassVar[tuple[str, ...]] = ("log_every_steps", "checkpoint", "max_failures", "stall_timeout_s")
-    """Fields that change no weight: with others the same training goes on."""
+    """Fields that change no step: with others the same training goes on."""
     CHECKS: ClassVar[tuple[Check, ...]] = (
         Check(
             ("precision", "zero.stage"),

@@ -390,6 +390,7 @@ def export(engine: Any, part: torch.nn.Module | None = None) -> dict[str, torch.
     if sharded:  # gathered: on the CPU already
         return chosen
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    for tensor in chosen.values():  # tied weights stay one
-        copies.setdefault((tensor.data_ptr(), tensor.shape), tensor.to("cpu", copy=True))
+    for tensor in chosen.values():
+        if (place := (tensor.data_ptr(), tensor.shape)) not in copies:  # tied weights stay one
+            copies[place] = tensor.to("cpu", copy=True)
     return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in chosen.items()}
