@@ -129,6 +129,11 @@ class SweepSpec(Spec):
         Check(("space",), lambda space: _fields(space) or _conditions(space)),
     )
 
+    @property
+    def of_one_model(self) -> bool:
+        """Whether what was found of the job's model holds for each trial's."""
+        return not any(path.split(".")[0] in ("task", "model") or path in ("train", "train.gradient_checkpointing") for path in self.space)
+
 
 def _promotes(scheduler: SchedulerSpec | None) -> bool:
     return isinstance(scheduler, Asha) and scheduler.type == "promotion"

@@ -136,8 +136,15 @@ class Asking(Searcher):
         self.running[trial_id] = following
         trial = following[1]
         job = self.search.trial_job(trial).canonical()
-        until, never_past = self.search.until(trial), self.search.population is not None
-        return {"job": job, "name": trial.name, "run": self.search.run, "until": until, "never_past": never_past, "cwd": str(Path.cwd())}
+        return {
+            "job": job,
+            "settled": self.search.spec.of_one_model,
+            "name": trial.name,
+            "run": self.search.run,
+            "until": self.search.until(trial),
+            "never_past": self.search.population is not None,
+            "cwd": str(Path.cwd()),
+        }
 
     @property
     def over_time(self) -> bool:

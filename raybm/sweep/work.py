@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ray import tune as raytune
 
-from raybm import runner
+from raybm import plan, runner
 from raybm.core.artifact import Artifact, Record
 from raybm.core.cache import cache_folder
 from raybm.core.context import Context
@@ -124,7 +124,7 @@ def _settled() -> None:
 def _walk(config: dict[str, Any], listen: Callable[[str, dict[str, Any]], None]) -> dict[str, Record]:
     job = JobSpec.parse(config["job"])
     storage = open_storage(job.storage)
-    job = runner.settled(job, storage)
+    job = plan.resolve_auto(job, storage) if config["settled"] else runner.settled(job, storage)  # which loads transformers: 5 s of a core
     place = f"{config['run']}/trials/{config['name']}"
     folder = storage.local(f"runs/{place}") or cache_folder("runs") / place
     alone = job.resources.workers == 1

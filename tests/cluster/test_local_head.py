@@ -172,14 +172,15 @@ def submitted_twice(folder: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_whole_sweep_by_rays_own_client(head: Head, tmp_path: Path) -> None:
     """Of a gang of two, which is the winner that is published."""
     sweep = {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}}
     data, train = {"split": {"validation": 0.2, "test": 0.2}}, {"max_steps": 2, "log_every_steps": 1}
-    job.write_spec(tmp_path, str(tmp_path / "store"), name="submitted", data=data, sweep=sweep, train=train)
+    job.write_spec(tmp_path, str(tmp_path / "store"), name="submitted", data=data, evaluate=None, sweep=sweep, train=train)
     ray = Path(sys.executable).with_name("ray")
     command = [ray, "job", "submit", "--working-dir", str(tmp_path), "--", "raybm", "run", "job.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sweep: the best of 1 points" in done.stdout
     (table,) = (tmp_path / "store" / "runs").glob("*/sweep.csv")
@@ -188,12 +189,13 @@ def test_a_whole_sweep_by_rays_own_client(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 def test_a_sweep_that_is_submitted(head: Head, tmp_path: Path) -> None:
     sweep = {"space": {"train.lr": [1e-4, 1e-2]}, "sampler": {"kind": "grid"}}
     data = {"split": {"validation": 0.2, "test": 0.2}}
     one = {"resources": {"workers": 1}, "train": {"max_steps": 4, "validate_every_steps": 2, "zero": {"stage": 0}}}
     job.write_spec(tmp_path, str(tmp_path / "store"), name="swept", data=data, sweep=sweep, **one)
-    done = subprocess.run([RAYBM, "submit", "job.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([RAYBM, "submit", "job.yaml"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert Registry(open_storage(str(tmp_path / "store"))).verify("swept", "prod") == []
     (table,) = (tmp_path / "store" / "runs").glob("*/sweep.csv")

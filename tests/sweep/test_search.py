@@ -17,6 +17,7 @@ from raybm.core.events import Events, read_events
 from raybm.core.lease import Lease
 from raybm.core.storage import open_storage
 from raybm.spec import JobSpec
+from raybm.spec.sweep import SweepSpec
 from raybm.sweep.page import write
 from raybm.sweep.search import Search, run
 from raybm.sweep.trial import Trial
@@ -360,3 +361,11 @@ def test_a_population_begins_elsewhere_than_other_searches(tmp_path: Path) -> No
         (tmp_path / str(place)).mkdir()
         begun.append(search(tmp_path / str(place), sweep).next())
     assert len({following[1].start["train.lr"] for following in begun if following}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "settled"),
+    [("train.lr", True), ("train.gradient_checkpointing", False), ("train", False), ("model.lora", False), ("task", False)],
+)
+def test_a_trial_asks_its_model_itself_where_it_has_one_of_its_own(path: str, settled: bool) -> None:
+    assert SweepSpec.parse({"space": {path: [1, 2]}, "sampler": {"kind": "grid"}}, "sweep").of_one_model == settled
