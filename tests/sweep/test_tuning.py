@@ -172,9 +172,9 @@ def test_a_process_that_does_not_let_go_of_its_trial_and_a_storage_that_fails_on
     assert refused.exists() and stopped.exists() and held() == ([], [])
 
 
-@pytest.mark.timeout(600)  # three starts of Ray Train
+@pytest.mark.timeout(600)  # four starts of Ray Train
 def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is killed, one that finishes, and one that is stopped."""
+    """One that is killed, one that finishes, one that is stopped, and one whose loss is no number."""
     walk, place = tuning.run_trial, tmp_path / "store" / "runs"
 
     def trial(config: dict[str, Any]) -> None:
@@ -189,13 +189,13 @@ def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path, monkey
         walk(config)
 
     monkeypatch.setattr(tuning, "run_trial", trial)
-    sweep = {"space": {"train.lr": [1e-3, 1e-2, 1e-7]}, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}}
+    sweep = {"space": {"train.lr": [1e-3, 1e-2, 1e-7, 1e12]}, "sampler": {"kind": "grid"}, "scheduler": {"kind": "asha", "reduction": 2}}
     train = TRAIN | {"validate_every_steps": 2, "zero": {"stage": 1}}
     given = spec(tmp_path, sweep | {"max_failures": 0, "concurrent": 1}, publish=None, evaluate=None, resources={"workers": 2}, train=train)
     records = drive(given, ray_session)
     table = rows(tmp_path)
-    assert [row["end"] for row in table] == ["failed", "finished", "stopped"] and records["train"].view["workers"] == 2
-    assert "died" in table[0]["error"]
+    assert [row["end"] for row in table] == ["failed", "finished", "stopped", "failed"] and records["train"].view["workers"] == 2
+    assert "died" in table[0]["error"] and "the loss is" in table[3]["error"]
     assert_given_back(4)
 
 
