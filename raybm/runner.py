@@ -42,7 +42,7 @@ def settled(job: JobSpec, storage: Storage) -> JobSpec:
     """The job with what moves replaced by what it means now: a model's alias or branch, and what the plan chooses (of a sweep's job, for
     each trial by itself). Raises NotFound, and UserError for a model that cannot be."""
     checks.check(job.model, shapes.place(job.model, storage))
-    if not (job.sweep and any(path.startswith("model.") for path in job.sweep.space)):  # else each trial has names of its own
+    if not (job.sweep and job.sweep.changes("model")):  # else each trial has names of its own
         plan.check_names(job, storage)
     job = job.model_copy(update={"model": job.model.model_copy(update={"ref": pinned(job.model.ref, storage)})})
     return job if job.sweep else plan.resolve_auto(job, storage)

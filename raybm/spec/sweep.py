@@ -129,10 +129,14 @@ class SweepSpec(Spec):
         Check(("space",), lambda space: _fields(space) or _conditions(space)),
     )
 
+    def changes(self, *fields: str) -> bool:
+        """Whether trials differ in one of these fields of the job: in itself, in what is in it, or in what it is in."""
+        return any(f"{path}.".startswith(f"{field}.") or f"{field}.".startswith(f"{path}.") for path in self.space for field in fields)
+
     @property
     def of_one_model(self) -> bool:
         """Whether what was found of the job's model holds for each trial's."""
-        return not any(path.split(".")[0] in ("task", "model") or path in ("train", "train.gradient_checkpointing") for path in self.space)
+        return not self.changes("task", "model", "train.gradient_checkpointing")
 
 
 def _promotes(scheduler: SchedulerSpec | None) -> bool:

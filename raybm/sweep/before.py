@@ -11,6 +11,7 @@ from raybm.core.storage import Storage
 from raybm.models.spec import ModelInput
 from raybm.search.space import changed, probes
 from raybm.spec.job import JobSpec
+from raybm.spec.sweep import SweepSpec
 
 
 def check(job: JobSpec) -> None:
@@ -29,10 +30,9 @@ def check(job: JobSpec) -> None:
         raise SpecError(tuple(problems.values()), "")
 
 
-def prepares(path: str) -> bool:
-    """Whether rows are prepared by this field of the spec."""
-    section, _, field = path.partition(".")
-    return section in ("task", "data") or (section == "model" and field.partition(".")[0] in ModelInput.model_fields)
+def prepares(sweep: SweepSpec) -> bool:
+    """Whether its trials have rows of their own to prepare."""
+    return sweep.changes("seed", "task", "data", *(f"model.{name}" for name in ModelInput.model_fields))
 
 
 def place(job: JobSpec, storage: Storage) -> str:

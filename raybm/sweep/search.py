@@ -57,7 +57,7 @@ def _search(
     except ImportError as error:
         raise UserError(f"{error.name} is not installed.", where="sweep.sampler", remedy="Run: pip install 'raybm[sweep]'") from None
     with on_ray():
-        if not any(prepares(path) for path in search.spec.space):
+        if not prepares(search.spec):
             for repeat in range(search.spec.repeats):  # what the trials share is made before them, once
                 shared = runner.settled(search.trial_job(Trial(point=0, repeat=repeat, start={})), context.storage)
                 runner.run(shared, run, replace(context, job=shared.canonical()), nullcontext, last="prepare")
