@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from types import MethodType
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel
 
 from raybm.core.errors import UserError
 from raybm.models.spec import LoraSpec, ModelSpec
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # peft imports it, and it misses a kernel of the hub's each time
 
 
 def adapt(model: Any, spec: ModelSpec) -> None:
