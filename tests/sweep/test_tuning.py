@@ -200,7 +200,7 @@ def test_gangs_give_back_what_they_held(ray_session: str, tmp_path: Path, monkey
 
 
 def test_a_population_exchanges_checkpoints(ray_session: str, tmp_path: Path) -> None:
-    scheduler = {"kind": "pbt", "size": 2, "share": 0.5}
+    scheduler = {"kind": "pb2", "size": 2, "share": 0.5}  # whose second exchange has seen two members' gains
     sweep = {"space": {"train.lr": {"loguniform": [1e-5, 1e-2]}}, "sampler": {"kind": "random"}, "scheduler": scheduler, "concurrent": 1}
     train = TRAIN | {"validate_every_steps": 4, "zero": {"stage": 1}}
     records = drive(spec(tmp_path, sweep, publish=None, evaluate=None, train=train), ray_session)
