@@ -32,7 +32,7 @@ def check(job: JobSpec) -> None:
 
 def prepares(sweep: SweepSpec) -> bool:
     """Whether its trials have rows of their own to prepare."""
-    return sweep.changes("seed", "task", "data", *(f"model.{name}" for name in ModelInput.model_fields))
+    return sweep.changes("task", "data", *(f"model.{name}" for name in ModelInput.model_fields))
 
 
 def place(job: JobSpec, storage: Storage) -> str:

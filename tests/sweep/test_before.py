@@ -31,7 +31,6 @@ def test_values_that_the_job_does_not_take(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "rows"),
     [
-        ("seed", True),
         ("task.label_smoothing", True),
         ("data", True),
         ("model", True),
