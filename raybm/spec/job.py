@@ -165,7 +165,8 @@ class JobSpec(Spec):
                 else None
             ),
         ),
-        Check(("publish.gate", "task", "evaluate"), lambda *values: _gate(*values)),
+        Check(("evaluate", "data.split.test", "data.sources"), lambda *values: _evaluated(*values)),
+        Check(("publish.gate", "task", "evaluate", "data.split.test", "data.sources"), lambda *values: _gate(*values)),
         Check(("data.sources", "data.steps", "data.split.by", "task"), lambda *values: _columns(*values)),
         Check(("train.precision", "train.zero", "resources.gpus_per_worker"), lambda *values: _gpus(*values)),
         Check(("train.early_stopping", "task"), lambda *values: _stopping(*values)),
@@ -248,9 +249,7 @@ def _reference(ref: str, task: TaskSpec) -> tuple[str, str] | None:
 
 
 def _plateau(schedule: str, share: float, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:
-    if schedule == "plateau" and not share and not any(source.split == "validation" for source in sources):
-        return "the plateau schedule needs a validation split.", "Give it a share, or a source with `split: validation`."
-    return None
+    return _needed("the plateau schedule", "validation", share, sources) if schedule == "plateau" else None
 
 
 def _objectives(objectives: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
@@ -271,8 +270,8 @@ def _scored(objectives: dict[str, str] | None, task: TaskSpec, split: Split, sou
         return f"{task.kind} has no accuracy.", "Use validation.loss."
     for name in objectives or ():
         kind = {"validation": "validation", "evaluate": "test"}.get(name.partition(".")[0])
-        if kind and not getattr(split, kind) and not any(source.split == kind for source in sources):
-            return f"{name} needs a {kind} split.", f"Give it a share, or a source with `split: {kind}`."
+        if kind and (missing := _needed(name, kind, getattr(split, kind), sources)):
+            return missing
     return None
 
 
@@ -286,13 +285,23 @@ def _reported(task: TaskSpec) -> tuple[str, ...]:
     return (*task.METRICS, *([LATENCY] if task.PREDICTS else []))
 
 
-def _gate(gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None) -> tuple[str, str] | None:
+def _evaluated(evaluate: EvaluateSpec | None, share: float, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:
+    if evaluate is None or any(source.slice for source in sources) or not (missing := _needed("it", "test", share, sources)):
+        return None
+    what, remedy = missing
+    return what, f"{remedy} Or set `evaluate: null`."
+
+
+def _gate(
+    gate: dict[str, str] | None, task: TaskSpec, evaluate: EvaluateSpec | None, share: float, sources: tuple[SourceSpec, ...]
+) -> tuple[str, str] | None:
     if not gate:
         return None
     if evaluate is None:
         return "a gate needs the evaluation.", "Add `evaluate: {}` or drop the gate."
-    unknown = [name for name in gate if name not in _reported(task)]
-    return (f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(_reported(task))}.") if unknown else None
+    if unknown := [name for name in gate if name not in _reported(task)]:
+        return f"{task.kind} reports no {', '.join(unknown)}.", f"It reports {', '.join(_reported(task))}."
+    return _needed("a gate", "test", share, sources)
 
 
 def _columns(sources: tuple[SourceSpec, ...], steps: tuple[StepSpec, ...], by: tuple[str, ...], task: TaskSpec) -> tuple[str, str] | None:
@@ -333,9 +342,15 @@ def _stopping(stopping: EarlyStopping | None, task: TaskSpec) -> tuple[str, str]
 
 
 def _validation(share: float, sources: tuple[SourceSpec, ...], stopping: object) -> tuple[str, str] | None:
-    if stopping is not None and not share and not any(source.split == "validation" for source in sources):
-        return "early stopping needs a validation split.", "Give it a share, or a source with `split: validation`."
-    return None
+    return None if stopping is None else _needed("early stopping", "validation", share, sources)
+
+
+def _needed(what: str, kind: str, share: float, sources: tuple[SourceSpec, ...]) -> tuple[str, str] | None:
+    """Whether there will be such a split: rows that are dealt into it, or a source of its own. Where there
+    are no sources they are wrong themselves, which is told."""
+    if not sources or any(source.split == kind or (share and not source.split and not source.slice) for source in sources):
+        return None
+    return f"{what} needs a {kind} split.", f"Give it a share of rows that are dealt out, or a source with `split: {kind}`."
 
 
 def _storage(storage: str) -> tuple[str, str] | None:
