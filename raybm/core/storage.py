@@ -124,9 +124,22 @@ def files_under(folder: Path) -> list[str]:
     """Relative POSIX paths of all files below a local folder, sorted. Raises NotFound where it is no folder."""
     if not folder.is_dir():
         raise NotFound("there is no such folder.", where=str(folder))
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _hidden(path.relative_to(folder)) and path.is_file()
-    )
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """files_under's, in no order. What is deleted meanwhile is left out."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(HIDDEN) and path.is_file():
+                yield path.relative_to(folder).as_posix()
 
 
 @contextlib.contextmanager
@@ -146,10 +159,6 @@ def appearing(folder: Path) -> Iterator[Path]:
                 (temp / name).replace(folder / name)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(HIDDEN) for part in path.parts)
 
 
 @contextlib.contextmanager
@@ -232,15 +241,14 @@ class LocalStorage:
         with local_errors(str(path)):
             if path.is_file():
                 return [prefix]
-            names = files_under(path) if path.is_dir() else []
+            names = sorted(_walk(path))
         return [f"{prefix}/{name}" if prefix else name for name in names]
 
     def folders(self, prefix: str = "") -> list[str]:
         path = self._path(prefix)
-        with local_errors(str(path)):
-            return (
-                sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not _hidden(Path(entry.name))) if path.is_dir() else []
-            )
+        with local_errors(str(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(HIDDEN))
+        return []
 
     def size(self, prefix: str = "") -> int:
         total = 0

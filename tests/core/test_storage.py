@@ -53,6 +53,27 @@ def test_what_is_written_is_listed_read_sized_and_deleted(storage: Storage) -> N
         storage.read("top.txt")
 
 
+def test_lists_while_folders_are_deleted(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("kept/deep/one.txt", b"1")
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            storage.write("going/deep/two.txt", b"2")
+            storage.delete("going")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert set(storage.keys()) - {"going/deep/two.txt"} == {"kept/deep/one.txt"}
+            assert storage.keys("going") in ([], ["going/deep/two.txt"]) and storage.folders("going") in ([], ["deep"])
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_create_and_replace_refuse_what_changed(storage: Storage) -> None:
     storage.create("alias", b"1")
     with pytest.raises(Conflict, match="alias"):

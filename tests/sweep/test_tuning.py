@@ -271,7 +271,7 @@ def test_what_the_end_of_the_time_ends_is_kept_and_goes_on(ray_session: str, tmp
             raytune.report({TIME: validation, "validation.loss": 1.0 / validation})
             time.sleep(0.2)
 
-    given = spec(tmp_path, {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}, "budget": {"hours": 6 / 3600}}, **RAW)
+    given = spec(tmp_path, {"space": {"train.lr": [1e-2]}, "sampler": {"kind": "grid"}, "budget": {"hours": 20 / 3600}}, **RAW)
     context = Context(given.canonical(), "tiny", open_storage(given.storage), given.resources, tmp_path, Events(tmp_path), print)
     found = Search(given, context, "run")
     tuning.tune(found, 1, endless)
