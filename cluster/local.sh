@@ -50,22 +50,23 @@ supervisor() { # prints the supervisor's pid if it runs: the pid is ours, not on
     pid=$(cat "$state/pid" 2>/dev/null) && ps -o args= -p "$pid" 2>/dev/null | grep -qF "local.sh supervise" && printf '%s' "$pid"
 }
 
-of_head() { # prints the pids of everything that belongs to the head whose files are in $1
+of_head() { # prints the pids of everything that belongs to the head whose files are in $1 and whose session is $2
     if [ -d /proc/self ]; then
         grep -lzxF "RAYBM_LOCAL_HEAD=$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true
+        ps -o pid=,comm= -s "$2" 2>/dev/null | awk '$2 ~ /^ray::/ { print $1 }' || true # they write their titles over their environments
     else
         pgrep -f -- "$1/ray" || true
     fi
 }
 
-end_head() { # what `ray start` left behind in folder $1
+end_head() { # what `ray start` left behind in folder $1 and session $2
     local deadline=$((SECONDS + END_TIMEOUT_S))
     # shellcheck disable=SC2046
-    while [ -n "$(of_head "$1")" ] && [ $SECONDS -lt $deadline ]; do
-        kill -KILL $(of_head "$1") 2>/dev/null || true
+    while [ -n "$(of_head "$@")" ] && [ $SECONDS -lt $deadline ]; do
+        kill -KILL $(of_head "$@") 2>/dev/null || true
         sleep 0.2
     done
-    [ -z "$(of_head "$1")" ]
+    [ -z "$(of_head "$@")" ]
 }
 
 free_port() { "$bin/python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
@@ -86,9 +87,9 @@ finish() {
     local deadline=$((SECONDS + END_TIMEOUT_S))
     trap "" TERM INT HUP
     if [ -n "$head" ] && kill -TERM "$head" 2>/dev/null; then # Ray ends its own processes, in the order they need
-        while [ -n "$(of_head "$folder")" ] && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
+        while [ -n "$(of_head "$folder" $$)" ] && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
     fi
-    end_head "$folder" || true
+    end_head "$folder" $$ || true
     rm -rf "$folder" "$state/pid" "$state/folder" "$state/client_port"
     exit 0
 }
@@ -118,7 +119,7 @@ supervise() {
         head=$!
         wait "$head" || true
         say "$(date -u +%FT%TZ) the head ended; starting it again in $pause s."
-        end_head "$folder" || say "some of its processes do not end."
+        end_head "$folder" $$ || say "some of its processes do not end."
         [ $((SECONDS - started)) -gt 60 ] && pause=1
         sleep "$pause" &
         wait $! || true
@@ -186,8 +187,8 @@ start() {
 }
 
 stop() {
-    local pid folder deadline
-    folder=$(cat "$state/folder" 2>/dev/null || true)
+    local pid folder session deadline
+    folder=$(cat "$state/folder" 2>/dev/null || true) session=$(cat "$state/pid" 2>/dev/null || true) # its supervisor leads it
     if pid=$(supervisor); then
         kill -TERM "$pid"
         deadline=$((SECONDS + 3 * END_TIMEOUT_S))
@@ -195,7 +196,7 @@ stop() {
         kill -KILL "$pid" 2>/dev/null || true
     fi
     if [ -n "$folder" ]; then # the supervisor was killed, or did not finish
-        end_head "$folder" || die "some processes do not end: $(of_head "$folder" | tr '\n' ' ')"
+        end_head "$folder" "$session" || die "some processes do not end: $(of_head "$folder" "$session" | tr '\n' ' ')"
         rm -rf "$folder"
     fi
     rm -f "$state/pid" "$state/folder" "$state/client_port"

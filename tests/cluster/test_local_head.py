@@ -58,10 +58,13 @@ class Head:
         return [supervisor, *supervisor.children(recursive=True)]
 
     def gcs(self) -> psutil.Process | None:
+        return next(iter(self.named("gcs_server")), None)
+
+    def named(self, beginning: str) -> list[psutil.Process]:
         try:
-            return next((p for p in self.processes() if p.name().startswith("gcs_server")), None)
+            return [process for process in self.processes() if process.name().startswith(beginning)]
         except psutil.NoSuchProcess:  # one ended while we looked
-            return None
+            return []
 
 
 def local_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -218,6 +221,7 @@ def test_a_killed_head_comes_back_and_a_stopped_one_leaves_nothing(head: Head) -
     before.kill()
     until(lambda: (gcs := head.gcs()) is not None and gcs.pid != before.pid)
     until(lambda: local_sh("status", "--state", str(head.state)).returncode == 0)
+    until(lambda: head.named("ray::"))  # the raylet's agents, whose environments do not say whose they are
     family, folder = head.processes(), head.folder
     again = local_sh("start", "--state", str(head.state))
     assert again.returncode == 0 and "runs already" in again.stderr
