@@ -89,7 +89,7 @@ class EncodingEngine(LocalEngine):
     """One whose rows the replica batches."""
 
     batch_wait_ms: NonNegativeFloat = 5.0
-    """How long an encoder waits for more requests to fill a batch."""
+    """An encoder's batch is computed when it is full, or no request has come for so long; four times as long it waits at the most."""
 
     def batching(self) -> tuple[int, float]:
         return self.max_batch, self.batch_wait_ms

@@ -6,15 +6,16 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from ray import serve
 
 from raybm.core.errors import EngineDied, RaybmError, UserError
 from raybm.core.signature import Protocol
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokenizes, Tokens
 from raybm.serving import coldstart, scoring, tracing
+from raybm.serving.batching import Batcher
 from raybm.serving.logs import log_with_serve
 from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.parcel import packed, unpacked
@@ -36,9 +37,8 @@ class Replica:
         self.watch = Watch(name, version, tracing.tracer("raybm-replica"))
         self.engine, self.parts = await coldstart.started(load)
         self.watch.started(self.parts)
-        for batch in (self._embed, self._predict):
-            batch.set_max_batch_size(max_batch)
-            batch.set_batch_wait_timeout_s(batch_wait_ms / 1000)
+        self._vectors = Batcher(partial(self._computed, self._embedded), max_batch, batch_wait_ms / 1000)
+        self._rows = Batcher(partial(self._computed, lambda rows: self.engine.predict(rows)), max_batch, batch_wait_ms / 1000)
         logger.info("model %s is ready: %s; started in %s", name, ", ".join(self.engine.signature.protocols), coldstart.line(self.parts))
 
     def __del__(self) -> None:
@@ -112,7 +112,7 @@ class Replica:
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self._needs("embeds")
         with self.watch.rows(len(texts)):
-            rows = await _all(self._embed(text) for text in texts)
+            rows = await _all(self._vectors.ask(text) for text in texts)
         return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 
     async def score(self, asked: tuple[str, Sequence[str]]) -> Scores:
@@ -123,7 +123,7 @@ class Replica:
         """Rows of the signature's inputs → rows of its outputs."""
         self._needs("predicts")
         with self.watch.rows(len(rows)):
-            return list(await _all(self._predict(row) for row in rows))
+            return list(await _all(self._rows.ask(row) for row in rows))
 
     async def tokenize(self, asked: tuple[GenerateRequest, bool]) -> Tokens:
         """`asked`: the prompt or messages, and whether with what the tokenizer puts around a prompt."""
@@ -137,17 +137,11 @@ class Replica:
             raise no_tokenizer(self.name)
         return self.engine
 
-    @serve.batch
-    async def _embed(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int] | Exception]:
-        with self.watch.computing(len(texts)):
-            return await asyncio.to_thread(_each, self._vectors, texts)
+    async def _computed(self, compute: Callable[[list[T]], list[R]], inputs: list[T]) -> list[R | Exception]:
+        with self.watch.computing(len(inputs)):
+            return await asyncio.to_thread(_each, compute, inputs)
 
-    @serve.batch
-    async def _predict(self, rows: list[dict[str, Any]]) -> list[dict[str, Any] | Exception]:
-        with self.watch.computing(len(rows)):
-            return await asyncio.to_thread(_each, self.engine.predict, rows)
-
-    def _vectors(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
+    def _embedded(self, texts: list[str]) -> list[tuple[np.ndarray[Any, Any], int]]:
         result: Embeddings = self.engine.embed(texts)
         return list(zip(result.vectors, result.tokens or (0,) * len(texts), strict=True))
 
