@@ -95,6 +95,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3), "n": len(values)}
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the rounds' ratios."""
+    return round(statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True)), 3)
+
+
 def load() -> dict[str, Any]:
     """Load averages over 1, 5 and 15 minutes, and cores: what else the machine did meanwhile."""
     return {"average": [round(value, 1) for value in os.getloadavg()], "cores": os.cpu_count()}

@@ -15,7 +15,6 @@ The bare ingress parses JSON, calls the handle and writes OpenAI's shape. It has
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -162,10 +161,9 @@ def compared(found: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]], o
     """Of each case both sides' numbers over the rounds, and the median of the rounds' ratios of requests/s."""
     cases: dict[str, Any] = {}
     for case, sides in found.items():
-        pairs = zip(sides[ours], sides[theirs], strict=True)
-        ratio = statistics.median(mine["requests_per_s"] / other["requests_per_s"] for mine, other in pairs)
+        ratio = common.ratio(*([one["requests_per_s"] for one in sides[side]] for side in (ours, theirs)))
         each = {name: {key: common.spread([one[key] for one in said]) for key in said[0]} for name, said in sides.items()}
-        cases[case] = {"ratio": round(ratio, 3)} | each
+        cases[case] = {"ratio": ratio} | each
     return cases
 
 

@@ -10,7 +10,6 @@ Under `cases`: `short` (texts of one sentence) and `long` (of one to eight), eac
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,9 +85,7 @@ def measured(
 
 
 def ratio(said: Mapping[str, Sequence[Mapping[str, float]]], ours: str, theirs: str) -> float:
-    """The median of the rounds' ratios."""
-    pairs = zip(said[ours], said[theirs], strict=True)
-    return round(statistics.median(mine["requests_per_s"] / other["requests_per_s"] for mine, other in pairs), 3)
+    return common.ratio(*([one["requests_per_s"] for one in said[side]] for side in (ours, theirs)))
 
 
 def summed(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:

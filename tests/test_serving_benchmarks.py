@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("gateway", "serve_encoder", "serve_llm", "cold_start", "scale", "soak", "faults")
+NAMES = ("gateway", "serve_encoder", "serve_llm", "knobs", "cold_start", "scale", "soak", "faults")
 
 
 @pytest.fixture
