@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from raybm.core.errors import UserError
 from raybm.serving.files import ExpiresAfter, bounded
@@ -15,6 +15,7 @@ from raybm.serving.gateway import Gateway
 from raybm.serving.offline.record import Batch, Batches, BatchObject, Endpoint
 from raybm.serving.offline.stored import Files
 from raybm.serving.paging import ERRORS, Listed, Page, body, query
+from raybm.serving.reply import Reply
 from raybm.serving.wire import read
 
 
@@ -53,7 +54,7 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
                 raise UserError(f"{file.id} has the purpose {file.purpose}.", remedy="Upload a file with the purpose batch.")
             return batches.create(tenant, asked.endpoint, file.id, asked.metadata, expires.seconds if expires else None)
 
-        return JSONResponse((await asyncio.to_thread(created)).wire())
+        return Reply((await asyncio.to_thread(created)).wire())
 
     @router.get("/v1/batches", response_model=BatchList, openapi_extra=query(Page))
     async def listed(request: Request) -> Response:
@@ -64,18 +65,18 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
         def found(id: str) -> dict[str, Any]:
             return batches.get(request.state.tenant, id).wire()
 
-        return JSONResponse(await asyncio.to_thread(lambda: page.take(batches.ids(request.state.tenant), found)))
+        return Reply(await asyncio.to_thread(lambda: page.take(batches.ids(request.state.tenant), found)))
 
     @router.get("/v1/batches/{id}", response_model=BatchObject)
     async def retrieve(request: Request, id: str) -> Response:
         """How far it is."""
         gateway.admit(request)
-        return JSONResponse((await asyncio.to_thread(batches.get, request.state.tenant, id)).wire())
+        return Reply((await asyncio.to_thread(batches.get, request.state.tenant, id)).wire())
 
     @router.post("/v1/batches/{id}/cancel", response_model=BatchObject)
     async def cancel(request: Request, id: str) -> Response:
         """It keeps the answers that it has."""
         gateway.admit(request)
-        return JSONResponse((await asyncio.to_thread(batches.cancel, request.state.tenant, id)).wire())
+        return Reply((await asyncio.to_thread(batches.cancel, request.state.tenant, id)).wire())
 
     return router

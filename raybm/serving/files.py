@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from raybm.core.errors import Overloaded, UserError
@@ -23,6 +23,7 @@ from raybm.serving.limits import BYTES_PER_S, BodyTooLarge, BodyTooSlow
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import FileObject, Files
 from raybm.serving.paging import ERRORS, Listed, Page, body, query
+from raybm.serving.reply import Reply
 from raybm.serving.sse import Bounded
 from raybm.serving.wire import InvalidRequest, read
 
@@ -97,7 +98,7 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
                 stored = await asyncio.get_running_loop().run_in_executor(uploads, add)
         except (MultiPartException, HTTPException):
             raise InvalidRequest("the form cannot be read.", remedy="Send multipart/form-data with the fields file and purpose.") from None
-        return JSONResponse(stored.wire())
+        return Reply(stored.wire())
 
     @router.get("/v1/files", response_model=FileList, openapi_extra=query(FilePage))
     async def listed(request: Request) -> Response:
@@ -109,13 +110,13 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
             file = files.get(request.state.tenant, id)
             return file.wire() if page.purpose in (None, file.purpose) else None
 
-        return JSONResponse(await asyncio.to_thread(lambda: page.take(files.ids(request.state.tenant), found)))
+        return Reply(await asyncio.to_thread(lambda: page.take(files.ids(request.state.tenant), found)))
 
     @router.get("/v1/files/{id}", response_model=FileObject)
     async def retrieve(request: Request, id: str) -> Response:
         """What is known of a file."""
         gateway.admit(request)
-        return JSONResponse((await asyncio.to_thread(files.get, request.state.tenant, id)).wire())
+        return Reply((await asyncio.to_thread(files.get, request.state.tenant, id)).wire())
 
     @router.get("/v1/files/{id}/content", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
     async def content(request: Request, id: str) -> Response:
@@ -140,7 +141,7 @@ def routes(gateway: Gateway, files: Files, batches: Batches) -> APIRouter:
             files.delete(request.state.tenant, id)
 
         await asyncio.to_thread(unless_in_use)
-        return JSONResponse({"id": id, "object": "file", "deleted": True})
+        return Reply({"id": id, "object": "file", "deleted": True})
 
     return router
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapp
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from raybm.core.errors import DeadlineExceeded, NotFound
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
@@ -21,6 +21,7 @@ from raybm.serving.auth import Keys
 from raybm.serving.cache import Cached, Kept
 from raybm.serving.limits import Limits
 from raybm.serving.metrics import Metrics
+from raybm.serving.reply import Reply
 from raybm.serving.sse import Events, events
 from raybm.serving.together import Until, all_of, merged
 from raybm.spec.serve import GatewaySpec, model_of
@@ -116,7 +117,7 @@ class Gateway:
         prompt, written = answers[0].prompt_tokens, sum(answer.completion_tokens for answer in answers)
         self.metrics.tokens(query.model, request.state.tenant, prompt, written)
         choices = [query.choice(answer, index) for index, answer in enumerate(answers)]
-        return JSONResponse(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
+        return Reply(query.head(chunk=False) | {"choices": choices, "usage": wire.usage(prompt, written)})
 
     async def stream(self, request: Request, model: Model, query: wire.Generation) -> Response:
         seen = resume.events_seen(request, self.repeating is None or model_of(query.model) in self.repeating)
@@ -156,20 +157,20 @@ class Gateway:
     async def embed(self, request: Request, model: Model, query: wire.Embed) -> Response:
         result = await model.embed(query.texts())
         self.metrics.tokens(query.model, request.state.tenant, sum(result.tokens), 0)
-        return JSONResponse(query.answer(result))
+        return Reply(query.answer(result))
 
     async def score(self, request: Request, model: Model, query: wire.Compare) -> Response:
         result = await model.score(*query.compared())
         self.metrics.tokens(query.model, request.state.tenant, result.tokens, 0)
-        return JSONResponse(query.answer(result))
+        return Reply(query.answer(result))
 
     async def predict(self, request: Request, model: Model, query: wire.Predict) -> Response:
         rows = await model.predict(query.rows())
         self.metrics.tokens(query.model, request.state.tenant, sum(row.get("tokens", 0) for row in rows), 0)
-        return JSONResponse(query.answer(rows))
+        return Reply(query.answer(rows))
 
     async def tokenize(self, request: Request, model: Model, query: wire.Tokenize) -> Response:
-        return JSONResponse(query.answer(await model.tokenize(query.request(), query.add_special_tokens)))
+        return Reply(query.answer(await model.tokenize(query.request(), query.add_special_tokens)))
 
     async def detokenize(self, request: Request, model: Model, query: wire.Detokenize) -> Response:
-        return JSONResponse({"prompt": await model.detokenize(query.tokens)})
+        return Reply({"prompt": await model.detokenize(query.tokens)})

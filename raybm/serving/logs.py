@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import nullcontext
 from logging.handlers import MemoryHandler
 
 ACCESS = "raybm.serving.access"
-TOGETHER_S = 0.5
 MOST = 1000  # lines
 
 
 def log_with_serve() -> None:
     """Sends raybm's lines where Serve's own go (the replica's log file and stderr); Ray sets up only its own loggers. Lines about requests
     go to the file alone, since what stands on stderr is copied to another file, read there, and sent to whoever deployed; and many
-    together: one by one they took a tenth of a gateway's time for a request and more."""
+    together."""
     handlers = logging.getLogger("ray.serve").handlers
     files = [Together(handler) for handler in handlers if type(handler) is not logging.StreamHandler]
     for name, takes in (("raybm", handlers), (ACCESS, files or handlers)):
@@ -26,8 +24,7 @@ def log_with_serve() -> None:
 
 
 class Together(MemoryHandler):
-    """Keeps lines for half a second, and gives them on as one record: for each that it gets, a file is asked for its size, and flushed.
-    Asked within an event loop."""
+    """Keeps lines until it is flushed, and gives them on as one record: for each record a file is asked for its size, and flushed."""
 
     def __init__(self, target: logging.Handler) -> None:
         """`target`: a file's handler, or Serve's own MemoryHandler before one."""
@@ -37,9 +34,7 @@ class Together(MemoryHandler):
         file.setFormatter(Written(file.formatter))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.target and self.target.filter(record):  # now: Serve's filters note which request it is
-            if not self.buffer:
-                asyncio.get_running_loop().call_later(TOGETHER_S, self.flush)
+        if self.target and self.target.filter(record):  # Serve's filters note whose line it is
             super().emit(record)
 
     def flush(self) -> None:

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
@@ -21,6 +21,7 @@ from raybm.core.errors import RaybmError
 from raybm.serving import openapi, statuses, wire
 from raybm.serving.accesslog import AccessLog
 from raybm.serving.gateway import Gateway
+from raybm.serving.reply import Reply
 from raybm.serving.wire import answers
 
 
@@ -82,7 +83,7 @@ def _probes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/health", response_model=answers.Health)
     async def health() -> Response:
         """The process answers."""
-        return JSONResponse({"status": "ok"})
+        return Reply({"status": "ok"})
 
     @app.get("/ready", response_model=answers.Ready, responses={503: {"model": answers.Ready, "description": "A model has no replica."}})
     async def ready() -> Response:
@@ -91,7 +92,7 @@ def _probes(app: FastAPI, gateway: Gateway) -> None:
             missing = await gateway.missing()
         except (TimeoutError, RayError, RayServeException):
             missing = dict.fromkeys(gateway.models, "unknown: Serve's controller does not answer")
-        return JSONResponse({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
+        return Reply({"status": "waiting", "models": missing} if missing else {"status": "ready"}, 503 if missing else 200)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=openapi.errors(401))
     async def metrics(request: Request) -> Response:
@@ -105,11 +106,11 @@ def _models(app: FastAPI, gateway: Gateway) -> None:
     async def models(request: Request) -> Response:
         """The models that there are."""
         gateway.admit(request)
-        return JSONResponse(wire.models(list(gateway.models), gateway.started))
+        return Reply(wire.models(list(gateway.models), gateway.started))
 
     @app.get("/v1/models/{name}", response_model=answers.Model, responses=openapi.errors(401, 404, 429))
     async def model(request: Request, name: str) -> Response:
         """One of them."""
         gateway.admit(request)
         gateway.choose(name)
-        return JSONResponse(wire.model(name, gateway.started))
+        return Reply(wire.model(name, gateway.started))

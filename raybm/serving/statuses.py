@@ -15,7 +15,6 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTas
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 
 from raybm.core.errors import (
     DeadlineExceeded,
@@ -31,6 +30,7 @@ from raybm.core.errors import (
 from raybm.serving.auth import Unauthenticated
 from raybm.serving.limits import BodyTooLarge, BodyTooSlow, HeadersTooLarge, RateLimited, Refused
 from raybm.serving.offline.stored import Missing
+from raybm.serving.reply import Reply
 from raybm.serving.wire import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def body(error: BaseException) -> dict[str, Any]:
     return {"error": {"message": found.message or str(error), "type": found.type, "param": param, "code": found.code}}
 
 
-def response(error: BaseException) -> JSONResponse:
+def response(error: BaseException) -> Reply:
     error = cause(error)
     found = status(error)
     headers = {}
@@ -110,4 +110,4 @@ def response(error: BaseException) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, HTTPException) and error.headers:
         headers.update(error.headers)
-    return JSONResponse(body(error), found.http, headers)
+    return Reply(body(error), found.http, headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from ray.serve import metrics
 
 from raybm.engines.protocol import Delta
 from raybm.serving import tracing
-from raybm.serving.exported import Exported
 from raybm.serving.metrics import SECONDS
+from raybm.serving.records import Records, Tags
 
 WINDOW_S = 30.0  # of the times to the first token that autoscaling goes by
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -36,23 +36,27 @@ class _Generation:
     tokens: int = 0  # of the prompt and the answer; 0 until the first comes
 
 
+class _Histogram:
+    def __init__(self, name: str, text: str, boundaries: list[float], tags: Mapping[str, str]) -> None:
+        self._ray = metrics.Histogram(name, text, boundaries=boundaries, tag_keys=tuple(tags))
+        self._ray.set_default_tags(dict(tags))
+
+    def tell(self, value: float, _: Tags) -> None:
+        self._ray.observe(value)
+
+
 class Watch:
     def __init__(self, model: str, version: str, tracer: Tracer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tracer, self._clock, self._model, self.exported = tracer, clock, model, Exported()
+        self._tracer, self._clock, self._model, self._records = tracer, clock, model, Records()
         self._generations: set[_Generation] = set()
         self._rows = 0  # asked for, and not answered yet
         self._computed = 0  # of them, now
         self._first: deque[tuple[float, float]] = deque()  # when, and how long after it was asked for
         tags = {"model": model, "version": version}
-        self._queue = metrics.Histogram(
-            "raybm_queue_seconds", "From the gateway to a replica that takes it.", boundaries=SECONDS, tag_keys=("model", "version")
-        )
-        self._batch = metrics.Histogram(
-            "raybm_batch_size", "Inputs computed together.", boundaries=[float(size) for size in _SIZES], tag_keys=("model", "version")
-        )
-        self._cold = metrics.Gauge("raybm_cold_start_seconds", "Parts of this replica's start.", tag_keys=("model", "version", "part"))
-        for metric in (self._queue, self._batch, self._cold):
-            metric.set_default_tags(dict(tags))  # Serve adds its own to what it gets, and refuses them where they are there
+        self._queue = _Histogram("raybm_queue_seconds", "From the gateway to a replica that takes it.", SECONDS, tags)
+        self._batch = _Histogram("raybm_batch_size", "Inputs computed together.", list(map(float, _SIZES)), tags)
+        self._cold = metrics.Gauge("raybm_cold_start_seconds", "Parts of this replica's start.", tag_keys=(*tags, "part"))
+        self._cold.set_default_tags(dict(tags))  # Serve adds its own to what it gets, and refuses them where they are there
 
     def started(self, parts: dict[str, float]) -> None:
         for part, seconds in parts.items():
@@ -62,7 +66,7 @@ class Watch:
     def request(self, method: str, origin: Origin) -> Iterator[None]:
         """Of a request that the replica has taken. The clocks of two machines may differ: a wait is never less than nothing."""
         waited = max(0.0, time.time() - origin.sent)
-        self.exported.observe(self._queue, waited, {})
+        self._records.observe(self._queue, waited)
         asked = _asked.set(self._clock() - waited)
         told = {"gen_ai.request.model": self._model, "raybm.queue_s": waited}
         span = tracing.begin(self._tracer, f"replica {method}", origin.carrier, **told)
@@ -75,7 +79,7 @@ class Watch:
 
     def batch(self, size: int) -> None:
         """So many rows, or generations, are computed together."""
-        self.exported.observe(self._batch, size, {})
+        self._records.observe(self._batch, size)
 
     @contextmanager
     def rows(self, count: int) -> Iterator[None]:

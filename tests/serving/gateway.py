@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from raybm.serving.accesslog import AccessLog
 from raybm.serving.auth import new_api_key
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
@@ -32,7 +33,10 @@ def ask(app: Any, method: str, path: str, *, key: str | None = None, **kwargs: A
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://raybm", headers=headers) as client:
             return await client.request(method, path, **kwargs)
 
-    return asyncio.run(go())
+    response = asyncio.run(go())
+    if isinstance(app, AccessLog):
+        app.flush()  # its lines come with the next requests' otherwise
+    return response
 
 
 def chat(content: str, **more: Any) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import pytest
 from ray.exceptions import RayActorError
 
 from raybm.engines.protocol import Delta, ToolCall
+from raybm.serving.accesslog import TOGETHER_S
 from raybm.serving.adapted import with_adapters
-from raybm.serving.logs import ACCESS, TOGETHER_S, log_with_serve
+from raybm.serving.logs import ACCESS, log_with_serve
 from raybm.serving.wire import answers
 from tests.fakes import EchoEngine, LocalModel
 from tests.serving.gateway import DIGEST, KEY, ask, chat, chunks, make_app, refusal
@@ -203,22 +204,26 @@ def test_lines_about_requests_come_together_and_not_on_stderr(tmp_path: Path) ->
     serves, loggers = logging.getLogger("ray.serve"), [logging.getLogger(name) for name in ("raybm", ACCESS)]
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in (serves, *loggers)]
     said, file = io.StringIO(), logging.FileHandler(tmp_path / "log")
-    file.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    file.setFormatter(logging.Formatter("%(levelname)s %(request_id)s %(message)s", defaults={"request_id": "-"}))
     try:
         serves.handlers = [logging.StreamHandler(said), MemoryHandler(100, target=file)]  # as Serve's
         log_with_serve()
 
-        async def two() -> str:
-            for text in ("first", "second"):
-                loggers[1].info(text)
-            early = (tmp_path / "log").read_text()
-            await asyncio.sleep(2 * TOGETHER_S)
-            return early
+        async def two() -> list[str]:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app()), base_url="http://raybm") as client:
+                for path in ("/v1/models", "/v1/models/size"):
+                    await client.get(path, headers={"x-request-id": "mine"})
+                early = (tmp_path / "log").read_text()
+                async with asyncio.timeout(10):
+                    while not (late := (tmp_path / "log").read_text()):
+                        await asyncio.sleep(TOGETHER_S)
+            return [early, *late.splitlines()]
 
-        assert asyncio.run(two()) == "" and (tmp_path / "log").read_text() == "INFO first\nINFO second\n"
+        early, *lines = asyncio.run(two())
+        assert early == "" and [line.split(" model=")[0] for line in lines] == ["INFO mine GET /v1/models", "INFO mine GET /v1/models/size"]
         loggers[0].info("something else")
         serves.handlers[1].flush()
-        assert (tmp_path / "log").read_text().endswith("INFO second\nINFO something else\n")
+        assert (tmp_path / "log").read_text().endswith("INFO - something else\n")
         assert said.getvalue() == "something else\n"
     finally:
         file.close()
@@ -236,10 +241,12 @@ def test_a_path_forges_no_log_line(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_log_under_a_route_prefix_holds_no_prefix(caplog: pytest.LogCaptureFixture) -> None:
     async def go() -> None:
-        transport = httpx.ASGITransport(make_app(), root_path="/a")
+        app = make_app()
+        transport = httpx.ASGITransport(app, root_path="/a")
         async with httpx.AsyncClient(transport=transport, base_url="http://raybm") as client:
             assert (await client.get("/a/v1/models")).status_code == 200
             assert (await client.get("/a/health")).status_code == 200
+        app.flush()
 
     with caplog.at_level(logging.INFO, "raybm"):
         asyncio.run(go())

@@ -16,9 +16,9 @@ from ray.serve import context
 
 from raybm.engines.protocol import Delta
 from raybm.serving.auth import new_api_key
-from raybm.serving.exported import TOGETHER_S, Exported
 from raybm.serving.gateway import Gateway
 from raybm.serving.metrics import version
+from raybm.serving.records import TOGETHER_S, Records
 from raybm.serving.routes import create_app
 from raybm.serving.tracing import ENDPOINT, Traced, begin, tracer
 from raybm.serving.watch import Origin, Watch
@@ -59,7 +59,6 @@ def test_page_of_metrics() -> None:
     assert seen["raybm_ttft_seconds_count", "chat", "3"] == 2 and seen["raybm_itl_seconds_count", "chat", "3"] == 2
     assert seen["raybm_tokens_total", "chat", "3", "completion"] == 4 and seen["raybm_tokens_total", "size", "", "prompt"] == 2
     assert seen["raybm_request_seconds_count", "size", ""] == 1 and "stranger" not in str(seen)
-    gateway.metrics.exported.tell()  # Ray refuses tags that a metric does not have, or lacks
 
     ask(app, "POST", "/v1/chat/completions", json=chat("!broken word", stream=True, n=3))  # of several choices one error is told
     ask(app, "GET", "/v1/models/stranger")
@@ -138,26 +137,22 @@ def test_metrics_in_a_replica(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-class Recorder:
-    """Of Ray's metrics."""
-
+class Metric:
     def __init__(self) -> None:
-        self.told: list[tuple[float, dict[str, str]]] = []
+        self.told: list[tuple[float, tuple[str, ...]]] = []
 
-    def inc(self, value: float, tags: dict[str, str]) -> None:
+    def tell(self, value: float, tags: tuple[str, ...]) -> None:
         self.told.append((value, tags))
 
-    observe = inc
 
-
-def test_records_for_rays_exporter_are_told_together() -> None:
-    counter, histogram, exported = Recorder(), Recorder(), Exported()
+def test_records_are_told_together() -> None:
+    counter, histogram, records = Metric(), Metric(), Records()
 
     async def three(seconds: float) -> None:
         for place in range(3):
-            exported.count(counter, 2, {"model": "a"})  # type: ignore[arg-type]
-            exported.count(counter, 1, {"model": "b"})  # type: ignore[arg-type]
-            exported.observe(histogram, place / 10, {"model": "a"})  # type: ignore[arg-type]
+            records.count(counter, 2, "a")
+            records.count(counter, 1, "b")
+            records.observe(histogram, place / 10, "a", "3")
         assert not counter.told and not histogram.told
         async with asyncio.timeout(seconds):
             while not counter.told:
@@ -166,10 +161,10 @@ def test_records_for_rays_exporter_are_told_together() -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(three(0.0))
     asyncio.run(three(10.0))  # another loop, as the first was gone before it could tell
-    assert counter.told == [(12, {"model": "a"}), (6, {"model": "b"})]
-    assert [value for value, _ in histogram.told] == [0.0, 0.1, 0.2] * 2
-    exported.count(counter, 5, {"model": "a"})  # type: ignore[arg-type]
-    assert counter.told[2:] == [(5, {"model": "a"})] and len(histogram.told) == 6  # without a loop, at once
+    assert counter.told == [(12, ("a",)), (6, ("b",))]
+    assert histogram.told == [(0.0, ("a", "3")), (0.1, ("a", "3")), (0.2, ("a", "3"))] * 2
+    records.count(counter, 5, "a")
+    assert counter.told[2:] == [(5, ("a",))] and len(histogram.told) == 6  # without a loop, at once
 
 
 class Clock:
