@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,8 +14,7 @@ from raybm.core.signature import Signature
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-@dataclass(frozen=True)
-class GenerateRequest:
+class GenerateRequest(NamedTuple):
     """One generation. Either `messages` (rendered with the chat template) or `prompt`."""
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -79,8 +79,7 @@ class Delta(NamedTuple):
     calls: tuple[ToolCall, ...] = ()
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole generation."""
 
     text: str
@@ -93,15 +92,9 @@ class Answer:
     @classmethod
     def of(cls, deltas: Sequence[Delta]) -> Answer:
         """All deltas of a generation, put together."""
-        last = deltas[-1]
-        return cls(
-            "".join(delta.text for delta in deltas),
-            last.finish_reason or "stop",
-            last.prompt_tokens,
-            sum(delta.tokens for delta in deltas),
-            tuple(token for delta in deltas for token in delta.logprobs),
-            tuple(call for delta in deltas for call in delta.calls),
-        )
+        texts, tokens, prompts, reasons, _, logprobs, calls = zip(*deltas, strict=True)
+        chosen, asked = chain.from_iterable(logprobs), chain.from_iterable(calls)
+        return cls("".join(texts), reasons[-1] or "stop", prompts[-1], sum(tokens), tuple(chosen), tuple(asked))
 
 
 @dataclass(frozen=True)

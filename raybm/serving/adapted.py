@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokens
@@ -26,10 +25,10 @@ class Adapted:
         self._model, self._adapter = model, adapter
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        return self._model.generate(replace(request, adapter=self._adapter))
+        return self._model.generate(request._replace(adapter=self._adapter))
 
     async def complete(self, request: GenerateRequest) -> Answer:
-        return await self._model.complete(replace(request, adapter=self._adapter))
+        return await self._model.complete(request._replace(adapter=self._adapter))
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._model.embed(texts)

@@ -47,7 +47,7 @@ class Cached:
         self._asker = tenant, name
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta]:
-        key = self._key("generate", vars(request)) if repeats(request) else None
+        key = self._key("generate", request) if repeats(request) else None
         if key and (kept := self._kept.get(key)):
             self._hit()
             for delta in kept:
@@ -67,7 +67,7 @@ class Cached:
     async def complete(self, request: GenerateRequest) -> Answer:
         if not repeats(request):
             return await self._model.complete(request)
-        return await self._kept_or("complete", vars(request), lambda: self._model.complete(request))
+        return await self._kept_or("complete", request, lambda: self._model.complete(request))
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._kept_or("embed", texts, lambda: self._model.embed(texts))

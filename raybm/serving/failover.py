@@ -9,7 +9,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray.serve.exceptions import BackPressureError
@@ -41,7 +40,7 @@ class Failover:
         request, written, tries = _drawn(request), list(request.written), Tries(self._pauses_s)
         known = True  # all tokens so far; an engine need not tell its ids, and then its answers cannot be gone on with
         while True:
-            source = self._model.generate(replace(request, written=tuple(written)))
+            source = self._model.generate(request._replace(written=tuple(written)))
             try:
                 async for delta in source:
                     written += delta.ids
@@ -110,5 +109,5 @@ class Tries:
 def _drawn(request: GenerateRequest) -> GenerateRequest:
     """With a seed where chance decides, so that another replica goes on with the same draws."""
     if request.temperature and request.seed is None:
-        return replace(request, seed=secrets.randbits(63), drawn=True)
+        return request._replace(seed=secrets.randbits(63), drawn=True)
     return request

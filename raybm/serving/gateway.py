@@ -65,16 +65,16 @@ class Gateway:
         self.started = int(time.time())
 
     async def answer(self, request: Request, kind: type[W], work: Callable[[Request, Model, W], Awaitable[Response]]) -> Response:
-        now = asyncio.get_running_loop().time
+        state = request.state
         try:
             self.admit(request)
-            request.state.timeout_s = self.limits.timeout_s(request)
-            request.state.deadline = now() + request.state.timeout_s
-            async with asyncio.timeout_at(request.state.deadline):
+            state.timeout_s = timeout_s = self.limits.timeout_s(request)
+            state.deadline = deadline = asyncio.get_running_loop().time() + timeout_s
+            async with asyncio.timeout_at(deadline):
                 query = wire.read(kind, await self.limits.body(request))
                 self.limits.inputs(query.inputs())
                 model = self.model(request, query.model)
-                request.state.model = query.model
+                state.model = query.model
                 return await work(request, model, query)
         except Exception as error:  # noqa: BLE001  an edge: every error becomes an answer
             self.count(request, error)
@@ -87,8 +87,8 @@ class Gateway:
 
     def admit(self, request: Request) -> None:
         self.limits.headers(request)
-        request.state.tenant = self.keys.tenant(request.headers.get("authorization"))
-        self.limits.admit(request.state.tenant)
+        request.state.tenant = tenant = self.keys.tenant(request.headers.get("authorization"))
+        self.limits.admit(tenant)
 
     def choose(self, name: str) -> Model:
         if name not in self.models:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 
 from starlette.requests import Request
 
@@ -41,7 +40,7 @@ def repeatable(requests: Sequence[GenerateRequest], request: Request) -> list[Ge
     if len(requests) > 1:
         raise UserError("several answers come in no certain order.", where=HEADER, remedy="Ask for one: n = 1.")
     seed = int.from_bytes(hashlib.sha256(request.headers["x-request-id"].encode()).digest()[:7])
-    return [replace(one, seed=seed if one.seed is None else one.seed) for one in requests]
+    return [one._replace(seed=seed if one.seed is None else one.seed) for one in requests]
 
 
 async def behind(events: AsyncIterator[bytes], seen: int) -> AsyncIterator[bytes]:

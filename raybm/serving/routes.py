@@ -44,7 +44,8 @@ def create_app(gateway: Gateway, *more: APIRouter) -> ASGIApp:
     asked = APIRouter(route_class=Direct)
     for path, (kind, answer, work) in posts.items():
         asked.post(path, response_model=answer, **openapi.posted(kind))(_endpoint(gateway, kind, work))
-    app.include_router(asked)  # first: a request looks at one route after another
+    app.include_router(asked)
+    app.router.routes.sort(key=lambda route: not isinstance(route, Direct))  # a request looks at one after another: the pages come last
     _probes(app, gateway)
     _models(app, gateway)
     for router in more:

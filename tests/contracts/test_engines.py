@@ -8,7 +8,6 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +191,7 @@ def test_an_engine_that_tells_its_ids_goes_on_from_them(built: Callable[[str], A
         pytest.skip("it tells no ids, so the gateway never asks it to go on")
     assert all(len(delta.ids) == delta.tokens for delta in whole)
     half = len(whole) // 2
-    [rest] = generate(built(generator), replace(request, written=tuple(token for delta in whole[:half] for token in delta.ids)))
+    [rest] = generate(built(generator), request._replace(written=tuple(token for delta in whole[:half] for token in delta.ids)))
     for field in ("text", "ids"):
         assert [getattr(delta, field) for delta in rest] == [getattr(delta, field) for delta in whole[half:]]
     assert (rest[-1].finish_reason, rest[-1].prompt_tokens) == (whole[-1].finish_reason, whole[-1].prompt_tokens)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +176,6 @@ def test_another_replica_goes_on_with_all_that(engine: Any) -> None:
     whole = asyncio.run(collect(request))
     for place in range(1, len(whole), 5):
         written = tuple(token for delta in whole[:place] for token in delta.ids)
-        rest, left = Answer.of(asyncio.run(collect(replace(request, written=written)))), Answer.of(whole[place:])
+        rest, left = Answer.of(asyncio.run(collect(request._replace(written=written)))), Answer.of(whole[place:])
         assert (rest.text, rest.finish_reason) == (left.text, left.finish_reason)
         assert [(t.token, t.offset) for t in rest.logprobs] == [(t.token, t.offset) for t in left.logprobs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def check_every_cut(engine: Generator, request: GenerateRequest) -> list[Delta]:
     assert all(len(delta.ids) == delta.tokens for delta in whole)
     cuts = range(len(whole))  # behind the last delta there is nothing to go on with
     written = [tuple(token for delta in whole[:cut] for token in delta.ids) for cut in cuts]
-    rests = run(engine, *(replace(request, written=ids) for ids in written))
+    rests = run(engine, *(request._replace(written=ids) for ids in written))
     for cut, rest in zip(cuts, rests, strict=True):
         assert [delta.text for delta in rest] == [delta.text for delta in whole[cut:]], cut
         assert rest == whole[cut:]
@@ -71,7 +70,7 @@ def test_a_stop_string_across_the_cut_is_seen(engine: Generator) -> None:
     text = "".join(delta.text for delta in whole)
     for start in range(len(text) // 2, len(text) // 2 + 2):
         stop = text[start : start + 5]
-        stopped = check_every_cut(engine, replace(request, stop=(stop, "\ue000")))
+        stopped = check_every_cut(engine, request._replace(stop=(stop, "\ue000")))
         assert "".join(delta.text for delta in stopped) == text[: text.find(stop)] and stopped[-1].finish_reason == "stop"
 
 
@@ -79,7 +78,7 @@ def test_an_answer_that_was_complete_is_only_ended(engine: Generator) -> None:
     request = GenerateRequest(prompt="the dog", max_tokens=10, temperature=0.0)
     [whole] = run(engine, request)
     ids = tuple(token for delta in whole for token in delta.ids)
-    [[end]] = run(engine, replace(request, written=ids))
+    [[end]] = run(engine, request._replace(written=ids))
     assert end == Delta("", 0, whole[-1].prompt_tokens, whole[-1].finish_reason)
 
 

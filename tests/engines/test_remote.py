@@ -293,7 +293,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", ASKED)
 def test_what_else_may_be_asked_for_goes_through(tmp_path: Path, what: str) -> None:
-    request = replace(GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=60, temperature=0), **ASKED[what])
+    request = GenerateRequest(messages=[{"role": "user", "content": "the dog"}], max_tokens=60, temperature=0)._replace(**ASKED[what])
 
     async def deltas(engine: Any) -> list[Any]:
         return [delta async for delta in engine.generate(request)]
@@ -313,7 +313,7 @@ def _rounded(answer: Answer, with_top: bool) -> Answer:
 
     chosen = [rounded(replace(one, top=tuple(map(rounded, one.top)))) for one in answer.logprobs]
     plain = [replace(one, bytes=b"", top=()) for one in chosen]  # a completion has no bytes, and one of several that look alike
-    return replace(answer, logprobs=tuple(chosen if with_top else plain))
+    return answer._replace(logprobs=tuple(chosen if with_top else plain))
 
 
 def test_what_the_endpoint_is_told_of_seeds_and_schemas() -> None:

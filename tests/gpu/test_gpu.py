@@ -7,7 +7,6 @@ import csv
 import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +146,10 @@ def test_the_engine_answers_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
     }
     requests = [
         plain,
-        replace(plain, logprobs=2),
-        replace(plain, frequency_penalty=0.5, presence_penalty=0.5),
-        replace(plain, schema=schema, max_tokens=32),
-        replace(plain, written=(504, 3575)),  # as another replica had begun
+        plain._replace(logprobs=2),
+        plain._replace(frequency_penalty=0.5, presence_penalty=0.5),
+        plain._replace(schema=schema, max_tokens=32),
+        plain._replace(written=(504, 3575)),  # as another replica had begun
     ]
 
     def answers() -> list[list[Delta]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
@@ -59,7 +58,7 @@ class Generation(Wire, ABC):
         if self.n == 1:
             return (one,)
         seeds = [None if one.seed is None else (one.seed + place + 2**63) % 2**64 - 2**63 for place in range(self.n)]
-        return tuple(replace(one, seed=seed) for seed in seeds)
+        return tuple(one._replace(seed=seed) for seed in seeds)
 
     @abstractmethod
     def request(self) -> GenerateRequest:
