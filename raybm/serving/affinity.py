@@ -10,39 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import FIFOMixin, LocalityMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, RunningReplica
 
 from raybm.engines.protocol import GenerateRequest
 from raybm.serving.parcel import unpacked
+from raybm.serving.routing import LeastLoaded
 
 PROMPT_CHARS = 1024  # of a prompt, that count as its beginning
 OVERLOAD = 1.25  # times the mean number of requests, that a replica may have before the next in the ranking is asked
 
 
-def config() -> RequestRouterConfig:
-    return RequestRouterConfig(request_router_class=f"{__name__}.{ByPrefix.__name__}")
-
-
-class ByPrefix(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
-    """Serve's request router of a deployment; each handle has one. Where all replicas are full, a place that gets free is the oldest
-    request's (FIFO)."""
-
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
-        """Groups in the order in which they are tried; of a group, Serve takes the idlest."""
-        key = None
-        if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # all replicas are offered at once: a second try waits first
-            key = beginning(pending_request.args)
+class ByPrefix(LeastLoaded):
+    def groups(self, replicas: list[RunningReplica], pending_request: PendingRequest | None) -> list[list[RunningReplica]]:
+        key = None if pending_request is None else beginning(pending_request.args)
         if key is None:
-            return [random.sample(candidate_replicas, min(2, len(candidate_replicas)))]
-        by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+            return super().groups(replicas, pending_request)
+        by_id = {replica.replica_id.unique_id: replica for replica in replicas}
         loads = {id: self.replica_queue_len_cache.get(replica.replica_id) or 0 for id, replica in by_id.items()}
         return [[by_id[id]] for id in ranked(key, loads)]
 

@@ -16,9 +16,10 @@ from raybm import ops
 from raybm.core.errors import RaybmError
 from raybm.core.storage import Storage, open_storage
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Scores, Tokens
-from raybm.serving import affinity, autoscaling, batches, files
+from raybm.serving import autoscaling, batches, files, routing
 from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
+from raybm.serving.affinity import ByPrefix
 from raybm.serving.cache import Kept
 from raybm.serving.coldstart import load
 from raybm.serving.failover import Failover
@@ -33,6 +34,7 @@ from raybm.serving.parcel import packed, unpacked
 from raybm.serving.relay import Relay
 from raybm.serving.replica import Replica
 from raybm.serving.routes import create_app
+from raybm.serving.routing import LeastLoaded
 from raybm.serving.tracing import traced
 from raybm.serving.watch import Origin
 from raybm.spec.serve import BATCHES_CPUS, BATCHES_NAME, GATEWAY_NAME, GatewaySpec, ServedModel, ServeSpec
@@ -79,7 +81,7 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
             else {"autoscaling_config": autoscaling.config(scale, min(model.max_ongoing_requests, model.engine.max_batch))}
         ),
         **_placement(model),
-        **({"request_router_config": affinity.config()} if model.routing == "prefix" else {}),
+        request_router_config=routing.config(ByPrefix if model.routing == "prefix" else LeastLoaded),
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
         graceful_shutdown_timeout_s=gateway.request_timeout_s,  # a redeploy lets answers finish
