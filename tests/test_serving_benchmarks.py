@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from raybm.spec import ServeSpec
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("gateway", "serve_encoder", "serve_llm", "knobs", "cold_start", "scale", "soak", "faults")
 
@@ -33,6 +35,14 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_says_what_it_measures(name: str) -> None:
     out = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", "--help"], capture_output=True, text=True, check=True, timeout=60)
     assert "Prints" in out.stdout
+
+
+def test_models_that_are_measured_are_in_order(load: Any) -> None:
+    """Their other numbers take minutes to come."""
+    ServeSpec.parse({"models": [load("scale").model(4, 2.0)]})
+    ServeSpec.parse({"models": [load("cold_start").MODEL]})
+    ServeSpec.parse({"models": load("soak").MODELS})
+    ServeSpec.parse({"models": load("knobs").encoders()})
 
 
 class Server(BaseHTTPRequestHandler):
