@@ -38,16 +38,15 @@ class Asked(NamedTuple):
         name = self.name.decode() if LOGGED_ID.fullmatch(self.name) else "-"
         who = f"model={self.model or '-'} tenant={self.tenant or '-'}"
         line = f"{self.method} {asked} {who} status={self.status} ms={1000 * self.seconds:.1f} request={name}"
-        record = logger.makeRecord(
-            logger.name, logging.INFO, __file__, 0, line, (), None, extra={"request_id": name}
-        )  # Serve's lines have it
+        extra = {"request_id": name}  # as Serve's own lines have it
+        record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, line, (), None, extra=extra)
         record.created, record.msecs = self.at, self.at % 1 * 1000
         return record
 
 
 class AccessLog:
     """When a request's last byte is out. Never its content, its key, or a header but x-request-id. The lines of half a second are made
-    together: made with the request each took a tenth of the gateway's time for it."""
+    together: made with its request, a line took a seventh of the gateway's own time for it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -24,11 +24,12 @@ OVERLOAD = 1.25  # times the mean number of requests, that a replica may have be
 
 
 class ByPrefix(LeastLoaded):
-    def groups(self, replicas: list[RunningReplica], pending_request: PendingRequest | None) -> list[list[RunningReplica]]:
+    def groups(self, pending_request: PendingRequest | None) -> list[list[RunningReplica]]:
         key = None if pending_request is None else beginning(pending_request.args)
-        if key is None:
-            return super().groups(replicas, pending_request)
-        by_id = {replica.replica_id.unique_id: replica for replica in replicas}
+        if pending_request is None or key is None:
+            return super().groups(pending_request)
+        pending_request.routing_context.should_backoff = True  # these are all
+        by_id = {replica.replica_id.unique_id: replica for replica in self.curr_replicas.values()}
         loads = {id: self.replica_queue_len_cache.get(replica.replica_id) or 0 for id, replica in by_id.items()}
         return [[by_id[id]] for id in ranked(key, loads)]
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from ray.serve import metrics
 from starlette.responses import Response
 
-from raybm.serving.records import Records, Tags
+from raybm.serving.records import Histogram, Records, Tags
 from raybm.spec.serve import model_of
 
 SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
@@ -35,14 +35,13 @@ class _Counter:
         self._own(*tags[:-1]).inc(value)
 
 
-class _Histogram:
+class _Histogram(Histogram):
     def __init__(self, name: str, text: str, boundaries: Sequence[float], tags: Sequence[str], registry: CollectorRegistry) -> None:
-        self._tags = tags
-        self._ray = metrics.Histogram(name, text, boundaries=list(boundaries), tag_keys=tuple(tags))
+        super().__init__(name, text, boundaries, tags)
         self._own = cache(prometheus_client.Histogram(name, text, tags, buckets=boundaries, registry=registry).labels)
 
     def tell(self, value: float, tags: Tags) -> None:
-        self._ray.observe(value, dict(zip(self._tags, tags, strict=True)))
+        super().tell(value, tags)
         self._own(*tags).observe(value)
 
 

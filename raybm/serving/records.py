@@ -7,7 +7,10 @@ they come a tenth of a second late; who asks a process itself has them told befo
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Protocol
+
+from ray.serve import metrics
 
 from raybm.serving.soon import Soon
 
@@ -19,6 +22,17 @@ Tags = tuple[str, ...]
 class Metric(Protocol):
     def tell(self, value: float, tags: Tags) -> None:
         """To whoever exports it."""
+
+
+class Histogram:
+    """Of Ray's exporter."""
+
+    def __init__(self, name: str, text: str, boundaries: Sequence[float], tags: Sequence[str]) -> None:
+        self._tags = tags
+        self._ray = metrics.Histogram(name, text, boundaries=list(boundaries), tag_keys=tuple(tags))
+
+    def tell(self, value: float, tags: Tags) -> None:
+        self._ray.observe(value, dict(zip(self._tags, tags, strict=True)))
 
 
 class Records:

@@ -113,10 +113,7 @@ class Replica:
         self._needs("embeds")
         with self.watch.rows(len(texts)):
             rows = await _all(self._vectors.ask(text) for text in texts)
-        vectors = np.stack([vector for vector, _ in rows])
-        if not np.isfinite(vectors).all():
-            raise RaybmError("the model's vectors are no numbers.", remedy="See whether its weights are whole.")
-        return Embeddings(vectors, tuple(tokens for _, tokens in rows))
+        return Embeddings(np.stack([vector for vector, _ in rows]), tuple(tokens for _, tokens in rows))
 
     async def score(self, asked: tuple[str, Sequence[str]]) -> Scores:
         """`asked`: a text, and those that are compared with it."""

@@ -14,7 +14,6 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import (
     FIFOMixin,
     LocalityMixin,
-    MultiplexMixin,
     PendingRequest,
     ReplicaID,
     RequestRouter,
@@ -32,9 +31,9 @@ def config(router: type[RequestRouter]) -> RequestRouterConfig:
     return RequestRouterConfig(request_router_class=name, initial_backoff_s=PAUSE_S, max_backoff_s=PAUSE_S, backoff_multiplier=1)
 
 
-class LeastLoaded(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
-    """The idler of two replicas that chance takes (Mitzenmacher, 2001). Where all are full, a place that gets free is the oldest
-    request's (FIFO)."""
+class LeastLoaded(FIFOMixin, LocalityMixin, RequestRouter):
+    """The idler of two replicas that chance takes (Mitzenmacher, 2001), first of those that Serve holds for near, as its own router does.
+    Where all are full, a place that gets free is the oldest request's (FIFO)."""
 
     def initialize_state(self) -> None:
         self._ended = self._looked = 0  # requests that have ended, and as many as had when somebody last looked for a place
@@ -52,17 +51,16 @@ class LeastLoaded(FIFOMixin, LocalityMixin, MultiplexMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Groups in the order in which they are tried; of a group, Serve takes the idlest. Asked again where none had a place."""
-        replicas = candidate_replicas
-        if pending_request is not None:
-            if pending_request.routing_context.should_backoff and self._looked == self._ended:
-                await self._until_one_ends()
-                replicas = list(self.curr_replicas.values())
-            pending_request.routing_context.should_backoff = True  # all replicas are offered at once: a second try waits first
+        tried_all = pending_request is not None and pending_request.routing_context.should_backoff
+        if tried_all and self._looked == self._ended:
+            await self._until_one_ends()
         self._looked = self._ended
-        return self.groups(replicas, pending_request) if replicas else []
+        return self.groups(pending_request) if self.curr_replicas else []
 
-    def groups(self, replicas: list[RunningReplica], pending_request: PendingRequest | None) -> list[list[RunningReplica]]:
-        return [replicas if len(replicas) < 3 else random.sample(replicas, 2)]
+    def groups(self, pending_request: PendingRequest | None) -> list[list[RunningReplica]]:
+        """Of the replicas that there are now. Says in the request's routing context (`should_backoff`) whether these are all."""
+        near = [self.curr_replicas[id] for id in self.apply_locality_routing(pending_request)]
+        return [near if len(near) < 3 else random.sample(near, 2)]
 
     async def _until_one_ends(self) -> None:
         self._loop, self._waiting = asyncio.get_running_loop(), self._waiting + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from ray.serve import metrics
 from raybm.engines.protocol import Delta
 from raybm.serving import tracing
 from raybm.serving.metrics import SECONDS
-from raybm.serving.records import Records, Tags
+from raybm.serving.records import Histogram, Records
 
 WINDOW_S = 30.0  # of the times to the first token that autoscaling goes by
-_SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+_SIZES = [float(2**power) for power in range(10)]
 _asked: ContextVar[float] = ContextVar("asked")  # when the gateway asked for what this task works on, by this process' clock
 
 
@@ -36,37 +36,28 @@ class _Generation:
     tokens: int = 0  # of the prompt and the answer; 0 until the first comes
 
 
-class _Histogram:
-    def __init__(self, name: str, text: str, boundaries: list[float], tags: Mapping[str, str]) -> None:
-        self._ray = metrics.Histogram(name, text, boundaries=boundaries, tag_keys=tuple(tags))
-        self._ray.set_default_tags(dict(tags))
-
-    def tell(self, value: float, _: Tags) -> None:
-        self._ray.observe(value)
-
-
 class Watch:
     def __init__(self, model: str, version: str, tracer: Tracer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tracer, self._clock, self._model, self._records = tracer, clock, model, Records()
+        self._tracer, self._clock, self._model, self._version = tracer, clock, model, version
+        self._records = Records()
         self._generations: set[_Generation] = set()
         self._rows = 0  # asked for, and not answered yet
         self._computed = 0  # of them, now
         self._first: deque[tuple[float, float]] = deque()  # when, and how long after it was asked for
-        tags = {"model": model, "version": version}
-        self._queue = _Histogram("raybm_queue_seconds", "From the gateway to a replica that takes it.", SECONDS, tags)
-        self._batch = _Histogram("raybm_batch_size", "Inputs computed together.", list(map(float, _SIZES)), tags)
+        tags = ("model", "version")
+        self._queue = Histogram("raybm_queue_seconds", "From the gateway to a replica that takes it.", SECONDS, tags)
+        self._batch = Histogram("raybm_batch_size", "Inputs computed together.", _SIZES, tags)
         self._cold = metrics.Gauge("raybm_cold_start_seconds", "Parts of this replica's start.", tag_keys=(*tags, "part"))
-        self._cold.set_default_tags(dict(tags))  # Serve adds its own to what it gets, and refuses them where they are there
 
     def started(self, parts: dict[str, float]) -> None:
         for part, seconds in parts.items():
-            self._cold.set(seconds, {"part": part})
+            self._cold.set(seconds, {"model": self._model, "version": self._version, "part": part})
 
     @contextmanager
     def request(self, method: str, origin: Origin) -> Iterator[None]:
         """Of a request that the replica has taken. The clocks of two machines may differ: a wait is never less than nothing."""
         waited = max(0.0, time.time() - origin.sent)
-        self._records.observe(self._queue, waited)
+        self._records.observe(self._queue, waited, self._model, self._version)
         asked = _asked.set(self._clock() - waited)
         told = {"gen_ai.request.model": self._model, "raybm.queue_s": waited}
         span = tracing.begin(self._tracer, f"replica {method}", origin.carrier, **told)
@@ -79,7 +70,7 @@ class Watch:
 
     def batch(self, size: int) -> None:
         """So many rows, or generations, are computed together."""
-        self._records.observe(self._batch, size)
+        self._records.observe(self._batch, size, self._model, self._version)
 
     @contextmanager
     def rows(self, count: int) -> Iterator[None]:

@@ -94,10 +94,13 @@ def test_a_number_that_is_no_score_of_pairs(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_a_score_that_is_no_number(tmp_path: Path) -> None:
+def test_scores_and_vectors_that_are_no_numbers() -> None:
     class Broken(LengthClassifier):
         def embed(self, texts: Any) -> Embeddings:
             return Embeddings(np.full((len(texts), 2), np.nan, np.float32), (1,) * len(texts))
 
     app = make_app(models={"m": LocalModel(Broken())})
     refusal(ask(app, "POST", "/v1/rerank", json={"model": "m", "query": "a", "documents": ["b"]}), 500, "internal_error")
+    for format in ("float", "base64"):
+        body = {"model": "m", "input": "a", "encoding_format": format}
+        refusal(ask(app, "POST", "/v1/embeddings", json=body), 500, "internal_error")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from raybm.core.errors import RaybmError
 from raybm.engines.protocol import Embeddings, Scores
 from raybm.serving.wire.base import Inputs, Json, Wire, usage
 
@@ -19,11 +20,14 @@ class Embed(Inputs):
     encoding_format: Literal["float", "base64"] = "float"
 
     def answer(self, result: Embeddings) -> Json:
-        """base64 is of little-endian float32, as OpenAI's clients decode it."""
+        """base64 is of little-endian float32, as OpenAI's clients decode it. Raises RaybmError."""
+        rows = np.asarray(result.vectors)
+        if not np.isfinite(rows).all():
+            raise RaybmError("the model's vectors are no numbers.", remedy="See whether its weights are whole.")
         if self.encoding_format == "base64":
-            vectors: list[Any] = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in np.asarray(result.vectors)]
+            vectors: list[Any] = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in rows]
         else:
-            vectors = np.asarray(result.vectors).tolist()
+            vectors = rows.tolist()
         data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
         return {"object": "list", "data": data, "model": self.model, "usage": usage(sum(result.tokens))}
 
