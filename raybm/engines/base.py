@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
+class Place(NamedTuple):
+    """Where a replica is."""
+
+    name: str  # of its deployment
+    cpus: float
+    gpus: float
+    bundles: list[dict[str, float]]
+    """Of the placement group, where it has one: its own process's, then one for each of its engine's GPUs."""
+    runtime_env: dict[str, Any]
+    shutdown_s: float  # seconds for the answers that are under way when it is stopped
+
+
 class EngineBase(Spec):
     """What serving asks of every engine's settings."""
 
@@ -29,6 +41,8 @@ class EngineBase(Spec):
     """Whether its replica sees answers token by token."""
     REPEATS: ClassVar[bool] = False
     """Whether the same request is answered in the same pieces again."""
+    GROUPED: ClassVar[bool] = False
+    """Whether a replica has a placement group also where it is one process."""
 
     max_batch: PositiveInt = 32
     """Requests computed together."""
@@ -38,7 +52,7 @@ class EngineBase(Spec):
         """What can be seen before anything starts; `say` is told what cannot. Raises RaybmError."""
 
     @abstractmethod
-    def load(self, ref: str | None, storage: Storage) -> Engine:
+    def load(self, ref: str | None, storage: Storage, beside: Any = None) -> Engine:
         """The engine, ready to answer. Raises RaybmError."""
 
     def batching(self) -> tuple[int, float]:
@@ -48,6 +62,14 @@ class EngineBase(Spec):
     def workers(self) -> int:
         """Processes with a GPU each that answer together; above 1, a replica's GPUs are as many."""
         return 1
+
+    def helpers(self) -> int:
+        """Further replicas, each as large as one that answers, that help them all."""
+        return 0
+
+    def beside(self, place: Place, ref: str, storage: str) -> Any:
+        """Serve's application of the helpers, in places such as that of a replica. Its handle is `load`'s third argument."""
+        return None
 
     def keeps_prefixes(self) -> bool:
         """Whether a replica answers faster what begins as something that it had before."""
@@ -71,7 +93,7 @@ class LocalEngine(EngineBase):
         """Fetches the weights. Raises NotFound, Unsupported, StorageError."""
         _folder(ref, storage)
 
-    def load(self, ref: str | None, storage: Storage) -> Engine:
+    def load(self, ref: str | None, storage: Storage, beside: Any = None) -> Engine:
         return self.build(_folder(ref, storage))
 
 

@@ -14,7 +14,9 @@ from starlette.types import ASGIApp
 
 from raybm import ops
 from raybm.core.errors import RaybmError
+from raybm.core.loopback import stay_on_loopback
 from raybm.core.storage import Storage, open_storage
+from raybm.engines.base import Place
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Scores, Tokens
 from raybm.serving import autoscaling, batches, files, routing
 from raybm.serving.adapted import with_adapters
@@ -25,7 +27,6 @@ from raybm.serving.coldstart import load
 from raybm.serving.failover import Failover
 from raybm.serving.gateway import Gateway, Model
 from raybm.serving.logs import log_with_serve
-from raybm.serving.loopback import stay_on_loopback
 from raybm.serving.metrics import version
 from raybm.serving.offline.record import Batches
 from raybm.serving.offline.stored import Files, serving_storage
@@ -49,9 +50,9 @@ def build(args: dict[str, Any]) -> Application:
     return application(spec, {model.name: partial(load, model, spec.storage) for model in spec.models})
 
 
-def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Application:
+def application(spec: ServeSpec, loaders: Mapping[str, Callable[..., Any]]) -> Application:
     """The gateway bound to one deployment for each model that has weights; `loaders` build their engines in their replicas."""
-    models = {model.name: _model(model, loaders[model.name], spec.gateway) for model in spec.models if model.engine.WEIGHTS}
+    models = {model.name: _model(model, loaders[model.name], spec) for model in spec.models if model.engine.WEIGHTS}
     room = sum(size(model, spec.gateway)[1] for model in spec.models)
     gateway = serve.deployment(Ingress).options(
         name=GATEWAY_NAME,
@@ -70,8 +71,9 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[[], Any]]) -> Ap
     return gateway.bind(spec.canonical(), models, worker.bind(spec.canonical(), models))
 
 
-def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) -> Application:
+def _model(model: ServedModel, loader: Callable[..., Any], spec: ServeSpec) -> Application:
     scale = model.autoscaling
+    place = _place(model, spec.gateway)
     fixed = scale.min_replicas == scale.max_replicas
     deployment = serve.deployment(Replica).options(
         name=model.name,
@@ -80,27 +82,34 @@ def _model(model: ServedModel, loader: Callable[[], Any], gateway: GatewaySpec) 
             if fixed
             else {"autoscaling_config": autoscaling.config(scale, min(model.max_ongoing_requests, model.engine.max_batch))}
         ),
-        **_placement(model),
+        **_options(model, place),
         request_router_config=routing.config(ByPrefix if model.routing == "prefix" else LeastLoaded),
         max_ongoing_requests=model.max_ongoing_requests,
         max_queued_requests=model.max_queued_requests,
-        graceful_shutdown_timeout_s=gateway.request_timeout_s,  # a redeploy lets answers finish
+        graceful_shutdown_timeout_s=place.shutdown_s,  # a redeploy lets answers finish
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(model.name, loader, *model.engine.batching(), version(model.ref))
+    beside = model.engine.beside(place, model.ref or "", spec.storage)
+    return deployment.bind(model.name, loader, *model.engine.batching(), version(model.ref), beside)
 
 
-def _placement(model: ServedModel) -> dict[str, Any]:
-    """Where a replica's process is, and where those of its engine are."""
-    accelerator = {"accelerator_type": model.accelerator_type} if model.accelerator_type else {}
-    if model.engine.workers() == 1:
-        own = {} if model.gpus else {"runtime_env": {"env_vars": ops.KEEPS_MEMORY | NO_GPUS}}
-        return {"ray_actor_options": {"num_cpus": model.cpus, "num_gpus": model.gpus, **accelerator, **own}}
+def _place(model: ServedModel, gateway: GatewaySpec) -> Place:
     kind = {f"accelerator_type:{model.accelerator_type}": 0.001} if model.accelerator_type else {}
+    bundles = [{"CPU": model.cpus}, *({"GPU": 1.0, **kind} for _ in range(model.engine.workers() if model.gpus else 0))]
+    own = {} if model.gpus else {"env_vars": ops.KEEPS_MEMORY | NO_GPUS}
+    return Place(model.name, model.cpus, model.gpus, bundles, own, gateway.request_timeout_s)
+
+
+def _options(model: ServedModel, place: Place) -> dict[str, Any]:
+    """Where a replica's process is, and where those of its engine are."""
+    own = {"runtime_env": place.runtime_env} if place.runtime_env else {}
+    if model.engine.workers() == 1 and not model.engine.GROUPED:
+        accelerator = {"accelerator_type": model.accelerator_type} if model.accelerator_type else {}
+        return {"ray_actor_options": {"num_cpus": place.cpus, "num_gpus": place.gpus, **accelerator, **own}}
     return {
-        "ray_actor_options": {"num_cpus": model.cpus, "num_gpus": 0},
-        "placement_group_bundles": [{"CPU": model.cpus}, *({"GPU": 1.0, **kind} for _ in range(model.engine.workers()))],
+        "ray_actor_options": {"num_cpus": place.cpus, "num_gpus": 0, **own},
+        "placement_group_bundles": place.bundles,
         "placement_group_strategy": "PACK",  # on one node, if there is one with so many
     }
 

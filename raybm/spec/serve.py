@@ -111,7 +111,7 @@ class ServedModel(Spec):
             ("gpus", "engine"),
             lambda gpus, engine: (
                 (f"{gpus:g} is not what the engine is spread over.", f"Set {engine.workers()}: tensor_parallel × pipeline_parallel.")
-                if engine.workers() > 1 and gpus != engine.workers()
+                if gpus != engine.workers() and (engine.workers() > 1 or (engine.GROUPED and gpus))
                 else None
             ),
         ),

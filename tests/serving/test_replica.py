@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from raybm.core.errors import EngineDied, UserError
-from raybm.serving.app import _placement
+from raybm.serving.app import _options, _place
 from raybm.serving.replica import _all, _each
-from raybm.spec.serve import ServedModel
+from raybm.spec.serve import GatewaySpec, ServedModel
 
 
 def compute(rows: Sequence[str]) -> list[str]:
@@ -62,5 +62,5 @@ def test_a_gpu_that_failed_ends_its_replica() -> None:
 @pytest.mark.parametrize(("gpus", "hidden"), [(0, True), (0.5, False)])
 def test_a_replica_without_gpus_sees_none(gpus: float, hidden: bool) -> None:
     model = ServedModel.parse({"name": "m", "ref": "file:/m", "gpus": gpus})
-    variables = _placement(model)["ray_actor_options"].get("runtime_env", {}).get("env_vars", {})
+    variables = _options(model, _place(model, GatewaySpec()))["ray_actor_options"].get("runtime_env", {}).get("env_vars", {})
     assert (variables.get("CUDA_VISIBLE_DEVICES") == "") is hidden

@@ -1,0 +1,52 @@
+"""The replicas that read prompts, as ray.serve.llm's own do, for the replicas that answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray import serve
+
+from raybm.core.loopback import stay_on_loopback
+from raybm.core.storage import open_storage
+from raybm.engines.base import Place
+from raybm.engines.ray_llm.server import started
+from raybm.engines.ray_llm.spec import RayLlm
+from raybm.models.references import resolve
+
+
+class Reader:
+    """One of them. Both sides are servers of ray.serve.llm, which have agreed on what goes to and fro."""
+
+    async def __init__(self, spec: RayLlm, ref: str, storage: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        from raybm.engines.vllm_answers import language_model  # loads transformers, which whoever deploys need not
+
+        stay_on_loopback()
+        folder = await asyncio.to_thread(resolve, ref, open_storage(storage))
+        language_model(folder, spec.kind)
+        self._server = await started(spec, folder, reads=True)
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        await self._server.check_health()
+
+    async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
+        async for part in await self._server.completions(request, raw_request_info):
+            yield part
+
+
+def application(spec: RayLlm, place: Place, ref: str, storage: str) -> Any:
+    """Its Serve application, whose handle the replicas that answer are given."""
+    assert spec.prefill is not None
+    deployment = serve.deployment(Reader).options(
+        name=f"{place.name}:prefill",  # no model can be called so
+        num_replicas=spec.prefill.replicas,
+        ray_actor_options={"num_cpus": place.cpus, "num_gpus": 0, "runtime_env": place.runtime_env},
+        placement_group_bundles=place.bundles,
+        placement_group_strategy="PACK",
+        max_ongoing_requests=spec.max_batch,
+        graceful_shutdown_timeout_s=place.shutdown_s,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(spec, ref, storage)
