@@ -1,4 +1,4 @@
-"""Free TCP ports of loopback, for what listens on this machine alone."""
+"""Free TCP ports, of loopback for what listens on this machine alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PORTS = range(20_000, 30_000)
 begin at 30000."""
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """So many that are free now, at random. Raises UserError."""
     with ExitStack() as stack:
         found: list[int] = []
         for port in random.sample(PORTS, len(PORTS)):
             with suppress(OSError):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                stack.enter_context(socket.create_server((host, port)))
                 found.append(port)
             if len(found) == count:
                 return found

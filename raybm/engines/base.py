@@ -31,6 +31,11 @@ class Place(NamedTuple):
     shutdown_s: float  # seconds for the answers that are under way when it is stopped
 
 
+def prefill_name(model: str) -> str:
+    """The deployment that reads a model's prompts: a name that no model can have."""
+    return f"{model}:prefill"
+
+
 class EngineBase(Spec):
     """What serving asks of every engine's settings."""
 
@@ -41,8 +46,8 @@ class EngineBase(Spec):
     """Whether its replica sees answers token by token."""
     REPEATS: ClassVar[bool] = False
     """Whether the same request is answered in the same pieces again."""
-    GROUPED: ClassVar[bool] = False
-    """Whether a replica has a placement group also where it is one process."""
+    PLACEMENT_GROUP: ClassVar[bool] = False
+    """Whether a replica has one also where it is one process."""
 
     max_batch: PositiveInt = 32
     """Requests computed together."""
@@ -52,7 +57,7 @@ class EngineBase(Spec):
         """What can be seen before anything starts; `say` is told what cannot. Raises RaybmError."""
 
     @abstractmethod
-    def load(self, ref: str | None, storage: Storage, beside: Any = None) -> Engine:
+    def load(self, ref: str | None, storage: Storage) -> Engine:
         """The engine, ready to answer. Raises RaybmError."""
 
     def batching(self) -> tuple[int, float]:
@@ -63,12 +68,12 @@ class EngineBase(Spec):
         """Processes with a GPU each that answer together; above 1, a replica's GPUs are as many."""
         return 1
 
-    def helpers(self) -> int:
-        """Further replicas, each as large as one that answers, that help them all."""
+    def prefill_replicas(self) -> int:
+        """Further replicas, each as large as one that answers, that read the prompts for them."""
         return 0
 
-    def beside(self, place: Place, ref: str, storage: str) -> Any:
-        """Serve's application of the helpers, in places such as that of a replica. Its handle is `load`'s third argument."""
+    def prefill_application(self, place: Place, ref: str, storage: str) -> Any:
+        """Serve's, of those. `place`: of a replica that answers, which `load`s with its handle for a third argument."""
         return None
 
     def keeps_prefixes(self) -> bool:
@@ -91,10 +96,10 @@ class LocalEngine(EngineBase):
 
     def check(self, ref: str | None, storage: Storage, say: Callable[[str], None]) -> None:
         """Fetches the weights. Raises NotFound, Unsupported, StorageError."""
-        _folder(ref, storage)
+        model_folder(ref, storage)
 
-    def load(self, ref: str | None, storage: Storage, beside: Any = None) -> Engine:
-        return self.build(_folder(ref, storage))
+    def load(self, ref: str | None, storage: Storage) -> Engine:
+        return self.build(model_folder(ref, storage))
 
 
 class AdaptedEngine(LocalEngine):
@@ -117,7 +122,7 @@ class EncodingEngine(LocalEngine):
         return self.max_batch, self.batch_wait_ms
 
 
-def _folder(ref: str | None, storage: Storage) -> Path:
+def model_folder(ref: str | None, storage: Storage) -> Path:
     from raybm.models.references import resolve
 
     return resolve(ref or "", storage)

@@ -14,10 +14,11 @@ from starlette.types import ASGIApp
 
 from raybm import ops
 from raybm.core.errors import RaybmError
-from raybm.core.loopback import stay_on_loopback
 from raybm.core.storage import Storage, open_storage
-from raybm.engines.base import Place
+from raybm.engines.base import Place, prefill_name
+from raybm.engines.loopback import stay_on_loopback
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Relays, Scores, Tokens
+from raybm.models.references import pinned
 from raybm.serving import autoscaling, batches, files, routing
 from raybm.serving.adapted import with_adapters
 from raybm.serving.admission import Queue, size
@@ -46,7 +47,7 @@ NO_GPUS = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # Ray hides n
 
 def build(args: dict[str, Any]) -> Application:
     """Called by Serve, inside the cluster. Raises SpecError."""
-    spec = ServeSpec.parse(args, "args")
+    spec = _pinned(ServeSpec.parse(args, "args"))
     return application(spec, {model.name: partial(load, model, spec.storage) for model in spec.models})
 
 
@@ -71,6 +72,17 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[..., Any]]) -> A
     return gateway.bind(spec.canonical(), models, worker.bind(spec.canonical(), models))
 
 
+def _pinned(spec: ServeSpec) -> ServeSpec:
+    """Where prompts are read apart, an alias is looked up once: both sides need the same version."""
+    storage = open_storage(spec.storage)
+
+    def one(model: ServedModel) -> ServedModel:
+        moves = model.engine.prefill_replicas() and model.ref and model.ref.startswith("registry:")
+        return model.model_copy(update={"ref": pinned(model.ref or "", storage)}) if moves else model
+
+    return spec.model_copy(update={"models": tuple(map(one, spec.models))})
+
+
 def _model(model: ServedModel, loader: Callable[..., Any], spec: ServeSpec) -> Application:
     scale = model.autoscaling
     place = _place(model, spec.gateway)
@@ -90,8 +102,8 @@ def _model(model: ServedModel, loader: Callable[..., Any], spec: ServeSpec) -> A
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False},
     )
-    beside = model.engine.beside(place, model.ref or "", spec.storage)
-    return deployment.bind(model.name, loader, *model.engine.batching(), version(model.ref), beside)
+    prefill = model.engine.prefill_application(place, model.ref or "", spec.storage)
+    return deployment.bind(model.name, loader, *model.engine.batching(), version(model.ref), *(() if prefill is None else (prefill,)))
 
 
 def _place(model: ServedModel, gateway: GatewaySpec) -> Place:
@@ -104,7 +116,7 @@ def _place(model: ServedModel, gateway: GatewaySpec) -> Place:
 def _options(model: ServedModel, place: Place) -> dict[str, Any]:
     """Where a replica's process is, and where those of its engine are."""
     own = {"runtime_env": place.runtime_env} if place.runtime_env else {}
-    if model.engine.workers() == 1 and not model.engine.GROUPED:
+    if model.engine.workers() == 1 and not model.engine.PLACEMENT_GROUP:
         accelerator = {"accelerator_type": model.accelerator_type} if model.accelerator_type else {}
         return {"ray_actor_options": {"num_cpus": place.cpus, "num_gpus": place.gpus, **accelerator, **own}}
     return {
@@ -124,7 +136,10 @@ class Ingress:
         stay_on_loopback()
         serving = ServeSpec.parse(spec)
         storage = open_storage(serving.storage)
-        self._awake = tuple(model.name for model in serving.models if model.engine.WEIGHTS and model.autoscaling.min_replicas)
+        self._awake = (
+            *(model.name for model in serving.models if model.engine.WEIGHTS and model.autoscaling.min_replicas),
+            *(prefill_name(model.name) for model in serving.models if model.engine.prefill_replicas()),
+        )
         self._status: asyncio.Task[Any] | None = None
         self._gateway = Gateway(
             serving.gateway,

@@ -40,9 +40,9 @@ async def started(load: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return engine, parts
 
 
-def load(model: ServedModel, storage: str, beside: Any = None) -> Any:
-    """Fetches the model's files and builds its engine; `beside` is Serve's handle of its helpers, where it has such. Raises NotFound,
-    Unsupported, StorageError."""
+def load(model: ServedModel, storage: str, *prefill_handle: Any) -> Any:
+    """Fetches the model's files and builds its engine, with Serve's handle of the replicas that read its prompts, where there are such.
+    Raises NotFound, Unsupported, StorageError."""
     with part("imports"):
         importlib.import_module(type(model.engine).__module__.removesuffix("spec") + "engine")  # each engine's folder has the two
         from raybm.core.storage import open_storage
@@ -52,7 +52,7 @@ def load(model: ServedModel, storage: str, beside: Any = None) -> Any:
         assert model.ref is not None  # what has no weights has no replicas
         resolve(model.ref, opened)
     with part("weights"):
-        return model.engine.load(model.ref, opened, beside)
+        return model.engine.load(model.ref, opened, *prefill_handle)
 
 
 async def _warm_up(engine: Any) -> None:

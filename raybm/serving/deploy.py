@@ -108,7 +108,7 @@ def needs(config: ServeConfig) -> tuple[float, float]:
     specs = [application.args for application in config.applications]
     models: list[ServedModel] = [model for spec in specs for model in spec.models if model.engine.WEIGHTS]
     cpus = sum(spec.gateway.cpus * spec.gateway.replicas + BATCHES_CPUS for spec in specs)
-    counts = [(model, model.autoscaling.max_replicas + model.engine.helpers()) for model in models]
+    counts = [(model, model.autoscaling.max_replicas + model.engine.prefill_replicas()) for model in models]
     cpus += sum(model.cpus * count for model, count in counts)
     return math.ceil(cpus), sum(model.gpus * count for model, count in counts)
 

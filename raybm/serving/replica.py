@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from raybm.core.errors import EngineDied, RaybmError, UserError
-from raybm.core.loopback import stay_on_loopback
 from raybm.core.signature import Protocol
+from raybm.engines.loopback import stay_on_loopback
 from raybm.engines.protocol import Answer, Delta, Embeddings, GenerateRequest, Scores, Tokenizes, Tokens
 from raybm.serving import coldstart, scoring, tracing
 from raybm.serving.batching import Batcher
@@ -31,13 +31,13 @@ class Replica:
     """Answers for one model. Texts of all requests meet in the batches of encoders; generation is batched by the engine."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, name: str, load: Callable[..., Any], max_batch: int, batch_wait_ms: float, version: str = "", beside: Any = None
+        self, name: str, load: Callable[..., Any], max_batch: int, batch_wait_ms: float, version: str = "", *prefill_handle: Any
     ) -> None:
         log_with_serve()
         stay_on_loopback()
         self.name, self.closed = name, False
         self.watch = Watch(name, version, tracing.tracer("raybm-replica"))
-        self.engine, self.parts = await coldstart.started(load if beside is None else partial(load, beside=beside))
+        self.engine, self.parts = await coldstart.started(partial(load, *prefill_handle))
         self.watch.started(self.parts)
         self._vectors = Batcher(partial(self._computed, self._embedded), max_batch, batch_wait_ms / 1000)
         self._rows = Batcher(partial(self._computed, lambda rows: self.engine.predict(rows)), max_batch, batch_wait_ms / 1000)

@@ -102,8 +102,19 @@ class ServedModel(Spec):
         Check(
             ("routing", "engine"),
             lambda routing, engine: (
-                (f"{engine.kind} keeps no beginnings of prompts here.", "Drop it, or take the engine vllm with its prefix_cache.")
+                (
+                    f"{engine.kind} keeps no beginnings of prompts here.",
+                    "Drop it, or take the engine vllm or ray_llm with prefix_cache, and without prefill.",
+                )
                 if routing == "prefix" and not engine.keeps_prefixes()
+                else None
+            ),
+        ),
+        Check(
+            ("cpus", "engine"),
+            lambda cpus, engine: (
+                ("a replica in a placement group cannot be placed without any.", "Set a part of one, such as 0.1.")
+                if not cpus and (engine.workers() > 1 or engine.PLACEMENT_GROUP)
                 else None
             ),
         ),
@@ -111,7 +122,7 @@ class ServedModel(Spec):
             ("gpus", "engine"),
             lambda gpus, engine: (
                 (f"{gpus:g} is not what the engine is spread over.", f"Set {engine.workers()}: tensor_parallel × pipeline_parallel.")
-                if gpus != engine.workers() and (engine.workers() > 1 or (engine.GROUPED and gpus))
+                if gpus != engine.workers() and (engine.workers() > 1 or (engine.PLACEMENT_GROUP and gpus))
                 else None
             ),
         ),

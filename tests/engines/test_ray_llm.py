@@ -10,17 +10,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
-from raybm.core.errors import SpecError, Unsupported
-from raybm.engines.ray_llm import engine, server
+from raybm.core.errors import Overloaded, SpecError, Unsupported
+from raybm.core.registry import Registry
+from raybm.core.storage import open_storage
+from raybm.engines.ray_llm import engine
 from raybm.engines.ray_llm.engine import RayLlmEngine
 from raybm.engines.ray_llm.spec import RayLlm
 from raybm.engines.vllm_answers import Piece
+from raybm.serving.app import build
 from raybm.serving.deploy import needs
 from raybm.spec.serve import ServeConfig, ServedModel
 from tests.engines import tiny
 from tests.engines.test_vllm import INSTALLED, MODEL, options
+
+ENGINES: dict[str, Any] = {"apart": {"kind": "ray_llm", "prefill": {}}, "alone": {"kind": "ray_llm"}}
 
 
 def test_a_replica_is_in_a_placement_group() -> None:
@@ -37,7 +42,10 @@ def test_a_replica_is_in_a_placement_group() -> None:
     [
         ({"engine": {"kind": "ray_llm"}, "gpus": 0.5}, "Set 1"),
         ({"engine": {"kind": "ray_llm", "tensor_parallel": 2}}, "Set 2"),
-        ({"engine": {"kind": "ray_llm", "engine_args": {"kv_transfer_config": {}}}}, "prefill decides"),
+        ({"engine": {"kind": "ray_llm", "prefill": {}, "engine_args": {"kv_transfer_config": {}}}}, "prefill decides"),
+        ({"engine": {"kind": "ray_llm", "prefill": {}}, "routing": "prefix"}, "without prefill"),
+        ({"engine": {"kind": "ray_llm"}, "cpus": 0}, "Set a part of one"),
+        ({"engine": {"kind": "vllm", "tensor_parallel": 2}, "cpus": 0, "gpus": 2}, "Set a part of one"),
         ({"engine": {"kind": "ray_llm", "prefill": {}, "adapters": {"a": "file:/a"}}}, "Drop one of the two"),
         ({"engine": {"kind": "ray_llm", "prefill": {"replicas": 0}}}, "greater than 0"),
     ],
@@ -52,6 +60,19 @@ def test_room_is_asked_for_those_that_read_prompts_too() -> None:
     application = {"import_path": "raybm.serving.app:build", "args": {"models": [model], "gateway": {"cpus": 0}}}
     config = ServeConfig.parse({"http_options": {"host": "127.0.0.1"}, "applications": [application]})
     assert needs(config) == (9, 4)
+
+
+def test_both_sides_get_the_same_version(tmp_path: Path) -> None:
+    registry = Registry(open_storage(str(tmp_path)))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    registry.publish("m", tiny.language_model(folder), {})
+    registry.promote("m", "prod", 1, expect=None)
+    models = [{"name": name, "ref": "registry:m@prod", "engine": engine} for name, engine in ENGINES.items()]
+    gateway = build({"storage": str(tmp_path), "models": models})._bound_deployment.init_args
+    assert [model["ref"] for model in gateway[0]["models"]] == ["registry:m@1", "registry:m@prod"]
+    prefill = gateway[1]["apart"]._bound_deployment.init_args[-1]._bound_deployment
+    assert (prefill.name, prefill.init_args[1]) == ("apart:prefill", "registry:m@1")
 
 
 @pytest.mark.skipif(INSTALLED, reason="vllm is installed")
@@ -89,8 +110,10 @@ def test_a_prompt_is_read_again_when_its_reader_went_away(monkeypatch: pytest.Mo
     monkeypatch.setattr(engine, "PAUSES_S", (0.0, 0.0))
     one = Piece("a", [1], "stop", ())
     assert pieces(Lines([one], [RayActorError(), RayActorError()])) == [one]
-    with pytest.raises(RayActorError):
+    with pytest.raises(Overloaded, match="no replica reads prompts"):
         pieces(Lines([one], [RayActorError()] * 3))
+    with pytest.raises(RayTaskError):  # an error of the engine
+        pieces(Lines([one], [RayTaskError("f", "", ValueError())]))
     with pytest.raises(RayActorError):  # its tokens so far are the gateway's to go on from
         pieces(Lines([one, one], [RayActorError()]))
 
@@ -113,7 +136,3 @@ def test_errors_are_the_requests_or_the_servers() -> None:
     for broken in (told(500), 'data: {"error": {"message": "no", "code": null}}'):
         with pytest.raises(RuntimeError, match="no"):
             list(engine._choices(broken))
-
-
-def test_ports_in_a_row_are_free() -> None:
-    assert server._free("127.0.0.1", 4) in server.PORTS

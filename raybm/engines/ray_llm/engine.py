@@ -8,30 +8,34 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
-from grpc import RpcError
-from ray.exceptions import RayError
+from grpc.aio import AioRpcError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import RayServeException
 
+from raybm.core.errors import Overloaded
 from raybm.core.signature import Signature
 from raybm.engines.protocol import Engine
-from raybm.engines.ray_llm.server import NAME, started
+from raybm.engines.ray_llm.server import NAME, engine_of, started
 from raybm.engines.ray_llm.spec import RayLlm
 from raybm.engines.vllm_answers import Adapter, Json, Piece, VllmAnswers, language_model
 
+PLAIN = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Not as the model's generation_config.json says, which the other engines do not heed either."""
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Before a prompt is given to the replicas that read them once more, when one went away with it."""
-LOST = (RayError, RayServeException, RpcError)
+LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, RayServeException, AioRpcError)
 
 
-def build(spec: RayLlm, folder: Path, beside: Any) -> Engine:
-    """`beside`: Serve's handle of the replicas that read prompts, where there are such. Raises Unsupported, NotFound, RaybmError (it does
+def build(spec: RayLlm, folder: Path, prefill_handle: Any) -> Engine:
+    """`prefill_handle`: Serve's, of the replicas that read prompts, where there are such. Raises Unsupported, NotFound, RaybmError (it does
     not start)."""
-    return RayLlmEngine(spec, folder, language_model(folder, spec.kind), beside)
+    return RayLlmEngine(spec, folder, language_model(folder, spec.kind), prefill_handle)
 
 
 class RayLlmEngine(VllmAnswers):
-    def __init__(self, spec: RayLlm, folder: Path, signature: Signature, beside: Any) -> None:
-        super().__init__(spec, folder, signature, self._start(spec, folder, beside))
+    def __init__(self, spec: RayLlm, folder: Path, signature: Signature, prefill_handle: Any) -> None:
+        self._reading = asyncio.Lock()
+        super().__init__(spec, folder, signature, self._start(spec, folder, prefill_handle))
 
     async def pieces(self, ids: list[int], sampling: Json, adapter: Adapter | None) -> AsyncGenerator[Piece, None]:
         for pause_s in (*PAUSES_S, None):
@@ -43,8 +47,10 @@ class RayLlmEngine(VllmAnswers):
                     yield piece
                 return
             except LOST:
-                if began or pause_s is None:
+                if began:
                     raise
+                if pause_s is None:
+                    raise Overloaded("no replica reads prompts now.", remedy="Try again later.") from None
                 await asyncio.sleep(pause_s)
             finally:
                 await source.aclose()
@@ -54,7 +60,7 @@ class RayLlmEngine(VllmAnswers):
 
         if adapter is not None:
             await self._read(adapter)
-        told = {"stream": True, "return_token_ids": True, "return_tokens_as_token_ids": True}
+        told = {"stream": True, "return_token_ids": True, "return_tokens_as_token_ids": True} | PLAIN
         request = CompletionRequest(model=adapter.name if adapter else NAME, prompt=ids, **told, **sampling)
         answers = await self._server.completions(request)
         try:
@@ -70,11 +76,12 @@ class RayLlmEngine(VllmAnswers):
 
         number, folder = adapter.number, str(adapter.folder)
         known = DiskMultiplexConfig(model_id=adapter.name, max_total_tokens=None, local_path=folder, lora_assigned_int_id=number)
-        await self._server.engine.resolve_lora(known)
+        async with self._reading:  # which it looks at before it waits
+            await self._server.engine.resolve_lora(known)
 
-    async def _start(self, spec: RayLlm, folder: Path, beside: Any) -> Any:
-        self._server = await started(spec, folder, beside)
-        return self._server.engine._engine_client  # whose context, end of text and health no method tells
+    async def _start(self, spec: RayLlm, folder: Path, prefill_handle: Any) -> Any:
+        self._server = await started(spec, folder, prefill_handle=prefill_handle)
+        return engine_of(self._server)
 
 
 def _choices(line: Any) -> Iterator[Json]:

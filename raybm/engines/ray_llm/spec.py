@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, JsonValue, PositiveInt
 
 from raybm.core.spec import Check, Spec
-from raybm.engines.base import Place
+from raybm.engines.base import Place, model_folder
 from raybm.engines.vllm_settings import VllmSettings
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class Prefill(Spec):
 
 
 class RayLlm(VllmSettings):
-    """vLLM by ray.serve.llm, in a replica behind raybm's gateway: with prefill and decode in replicas of their own. For language models."""
+    """vLLM by ray.serve.llm in the replica's process; prompts can be read by replicas of their own. For language models."""
 
-    GROUPED = True
+    PLACEMENT_GROUP = True
 
     kind: Literal["ray_llm"] = "ray_llm"
     prefill: Prefill | None = None
@@ -39,8 +39,12 @@ class RayLlm(VllmSettings):
     CHECKS: ClassVar[tuple[Check, ...]] = (
         *VllmSettings.CHECKS,
         Check(
-            ("engine_args",),
-            lambda args: ("prefill decides about kv_transfer_config here.", "Set it there.") if "kv_transfer_config" in args else None,
+            ("engine_args", "prefill"),
+            lambda args, prefill: (
+                ("prefill decides about kv_transfer_config.", "Set its connector and connector_args.")
+                if prefill and "kv_transfer_config" in args
+                else None
+            ),
         ),
         Check(
             ("adapters", "prefill"),
@@ -50,22 +54,23 @@ class RayLlm(VllmSettings):
         ),
     )
 
-    def helpers(self) -> int:
+    def keeps_prefixes(self) -> bool:
+        return self.prefix_cache and self.prefill is None  # a prompt goes to whichever replica reads it
+
+    def prefill_replicas(self) -> int:
         return self.prefill.replicas if self.prefill else 0
 
-    def beside(self, place: Place, ref: str, storage: str) -> Any:
+    def prefill_application(self, place: Place, ref: str, storage: str) -> Any:
         if self.prefill is None:
             return None
         from raybm.engines.ray_llm.prefill import application
 
         return application(self, place, ref, storage)
 
-    def load(self, ref: str | None, storage: Storage, beside: Any = None) -> Engine:
-        from raybm.models.references import resolve
+    def load(self, ref: str | None, storage: Storage, prefill_handle: Any = None) -> Engine:
+        return self.build(model_folder(ref, storage), prefill_handle)
 
-        return self.build(resolve(ref or "", storage), beside)
-
-    def build(self, model_dir: Path, beside: Any = None) -> Engine:
+    def build(self, model_dir: Path, prefill_handle: Any = None) -> Engine:
         from raybm.engines.ray_llm.engine import build
 
-        return build(self, model_dir, beside)
+        return build(self, model_dir, prefill_handle)

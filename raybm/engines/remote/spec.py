@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -43,7 +43,7 @@ class Remote(EngineBase):
 
         check(self, say)
 
-    def load(self, ref: str | None, storage: Storage, beside: Any = None) -> Engine:
+    def load(self, ref: str | None, storage: Storage) -> Engine:
         """Raises UserError: no key."""
         from raybm.engines.remote.engine import RemoteEngine
 
