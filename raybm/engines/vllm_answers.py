@@ -58,6 +58,12 @@ def language_model(folder: Path, kind: str) -> Signature:
     return signature
 
 
+def not_started(error: Exception, folder: Path) -> RaybmError:
+    """In one line: of several, whoever deploys is told one."""
+    what = f"vLLM does not start with this model: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return RaybmError(what, where=str(folder), remedy="See the replica's log.")
+
+
 class VllmAnswers(ABC):
     """A language model (Generates, Tokenizes) in vLLM's asynchronous engine, on an event loop of its own."""
 
@@ -69,8 +75,7 @@ class VllmAnswers(ABC):
             self._llm = self._loop.run(start, START_TIMEOUT_S)
         except Exception as error:
             self._loop.close()
-            what = f"vLLM does not start with this model: {type(error).__name__}: {str(error)[:500]}"
-            raise RaybmError(what, where=str(folder), remedy="See the replica's log.") from error
+            raise not_started(error, folder) from error
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.tokenizing = threading.Lock()
         given = self._llm.model_config.try_get_generation_config().get("eos_token_id", self.tokenizer.eos_token_id)

@@ -24,12 +24,15 @@ class PrefillReplica:
     """One of them. Both sides are servers of ray.serve.llm, which have agreed on what goes to and fro."""
 
     async def __init__(self, spec: RayLlm, ref: str, storage: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        from raybm.engines.vllm_answers import language_model  # loads transformers, which whoever deploys need not
+        from raybm.engines.vllm_answers import language_model, not_started  # loads transformers, which whoever deploys need not
 
         stay_on_loopback()
         folder = await asyncio.to_thread(resolve, ref, open_storage(storage))
         language_model(folder, spec.kind)
-        self._server = await started(spec, folder, reads_for_others=True)
+        try:
+            self._server = await started(spec, folder, reads_for_others=True)
+        except Exception as error:
+            raise not_started(error, folder) from error
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
