@@ -74,11 +74,10 @@ def application(spec: ServeSpec, loaders: Mapping[str, Callable[..., Any]]) -> A
 
 def _pinned(spec: ServeSpec) -> ServeSpec:
     """Where prompts are read apart, an alias is looked up once: both sides need the same version."""
-    storage = open_storage(spec.storage)
 
     def one(model: ServedModel) -> ServedModel:
         moves = model.engine.prefill_replicas() and model.ref and model.ref.startswith("registry:")
-        return model.model_copy(update={"ref": pinned(model.ref or "", storage)}) if moves else model
+        return model.model_copy(update={"ref": pinned(model.ref or "", open_storage(spec.storage))}) if moves else model
 
     return spec.model_copy(update={"models": tuple(map(one, spec.models))})
 

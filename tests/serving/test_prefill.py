@@ -87,7 +87,7 @@ def test_a_mistake_is_the_clients(url: str) -> None:
 
 @pytest.mark.parametrize("dies", ["replica", "engine"])
 def test_a_prompt_is_read_again_where_its_reader_died(url: str, dies: str) -> None:
-    """In the middle of it: the other half of a stopped process's work is somebody else's."""
+    """A stopped process is killed in the middle of a prompt."""
     before = answer(url, CONTENTS[1])["choices"][0]["message"]["content"]
     (reader,) = readers()
     (core,) = [child for child in psutil.Process(reader).children(recursive=True) if "EngineCore" in "".join(child.cmdline())]

@@ -42,7 +42,7 @@ class PrefillReplica:
         try:
             async for part in await self._server.completions(request, raw_request_info):
                 yield part
-        except Exception:
+        except Exception:  # an edge: whatever it is, it is raised again, or this process ends
             if engine_of(self._server).errored:  # it would refuse everything at once, and so be asked more than the others
                 logger.critical("vLLM's engine died. This process ends.")
                 logging.shutdown()
